@@ -1,0 +1,29 @@
+"""Trainers that teach language models to correct themselves, on top of TRL."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+# Public name -> module. Loaded on first use, so that `import correction_trl` (and every `--help`) stays fast.
+_PUBLIC = {
+    "CorrectionOptimizationConfig": "correction_optimization_config",
+    "CorrectionOptimizationTrainer": "correction_optimization_trainer",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from .correction_optimization_config import CorrectionOptimizationConfig
+    from .correction_optimization_trainer import CorrectionOptimizationTrainer
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted(__all__)

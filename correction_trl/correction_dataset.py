@@ -1,0 +1,141 @@
+"""What a dataset for correction optimization looks like, and one clear sentence about the first row that does not.
+
+Two kinds: **stored pairs** (`prompt`, `response`, `correction`; TRL's `rejected` and `chosen` are accepted in their place)
+and **prompts** (`prompt` and whatever a teacher needs). Texts are plain, or conversational: a list of messages; with a
+conversational prompt, a response may also be given as plain text.
+"""
+
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+
+PAIRS, PROMPTS = "pairs", "prompts"
+_OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
+
+
+def dataset_kind(dataset: Dataset | IterableDataset) -> str:
+    """`"pairs"` or `"prompts"`, by the columns."""
+    columns = _columns(dataset)
+    return PAIRS if any(set(names) <= set(columns) for names in (_OWN_NAMES, _TRL_NAMES)) else PROMPTS
+
+
+def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = None) -> None:
+    """
+    Check a dataset before anything expensive happens.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            The dataset. All rows of a map-style one are checked; of a stream, the first.
+        name (`str`):
+            What the messages call it.
+        teacher (*optional*):
+            The teacher, if there is one: prompts alone need it.
+
+    Raises:
+        TypeError: If it is no dataset.
+        ValueError: If it is empty, lacks a column, or a row's prompt, response or correction is empty, missing or not text.
+    """
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise TypeError(f"`{name}` must be a `datasets.Dataset`, got {type(dataset).__name__}.")
+    columns = _columns(dataset)
+    if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise ValueError(f"`{name}` is empty: it has no rows.")
+    kind = dataset_kind(dataset)
+    if kind == PROMPTS:
+        if "prompt" not in columns:
+            raise ValueError(
+                f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}. It needs 'prompt', 'response' and "
+                "'correction' (or TRL's 'prompt', 'rejected', 'chosen'), or 'prompt' and a teacher."
+            )
+        if teacher is None:
+            half = next((names for names in (_OWN_NAMES, _TRL_NAMES) if set(names) & set(columns)), None)
+            missing = (
+                f"the column {next(column for column in half if column not in columns)!r} is missing"
+                if half
+                else "it has no responses and corrections"
+            )
+            raise ValueError(
+                f"`{name}` cannot be trained on: {missing} (columns: {', '.join(columns)}) and no `teacher` was given."
+            )
+        checked = ["prompt"]
+    else:
+        names = _OWN_NAMES if set(_OWN_NAMES) <= set(columns) else _TRL_NAMES
+        checked = [*(["prompt"] if "prompt" in columns else []), *names]
+        if names == _OWN_NAMES and "prompt" not in columns:
+            raise ValueError(f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}.")
+
+    if isinstance(dataset, Dataset):
+        index = 0
+        for batch in dataset.select_columns(checked).with_format(None).iter(batch_size=1000):
+            for values in zip(*(batch[column] for column in checked), strict=True):
+                _check_row(dict(zip(checked, values, strict=True)), index, name)
+                index += 1
+    else:
+        _check_row({column: next(iter(dataset))[column] for column in checked}, 0, name)
+
+
+def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Give stored pairs TRL's column names and formats: `rejected` is the response, `chosen` the correction, both lists of
+    messages where the prompt is."""
+    columns = _columns(dataset)
+    for own, trl in zip(_OWN_NAMES, _TRL_NAMES, strict=True):
+        if own in columns and trl not in columns:
+            dataset = dataset.rename_column(own, trl)
+    first = next(iter(dataset))
+    if isinstance(first.get("prompt"), list) and any(isinstance(first[column], str) for column in _TRL_NAMES):
+
+        def as_messages(row):
+            return {
+                column: [{"role": "assistant", "content": row[column]}] if isinstance(row[column], str) else row[column]
+                for column in _TRL_NAMES
+            }
+
+        dataset = dataset.map(as_messages)
+    return dataset
+
+
+def message_text(text: str | list[dict[str, Any]]) -> str:
+    """The text itself, or the text of a conversation's last message (of its text parts, where it has several)."""
+    if isinstance(text, str):
+        return text
+    content = text[-1]["content"]
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content
+
+
+def _columns(dataset: Dataset | IterableDataset) -> list[str]:
+    if isinstance(dataset, Dataset):
+        return dataset.column_names
+    return list(next(iter(dataset), {}))
+
+
+def _check_row(row: dict[str, Any], index: int, name: str) -> None:
+    for column, value in row.items():
+        problem = _problem(value)
+        if problem:
+            raise ValueError(
+                f"`{name}`, row {index}: the {column} {problem}; correct or remove the row (plain text, or a list of messages "
+                "with 'role' and 'content', is expected)."
+            )
+
+
+def _problem(value: Any) -> str | None:
+    if value is None:
+        return "is missing (None)"
+    if isinstance(value, str):
+        return None if value.strip() else "is empty"
+    if not isinstance(value, list):
+        return f"is not text but {type(value).__name__}"
+    if not value:
+        return "is empty (a list without messages)"
+    for message in value:
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            return "is not text: one of its messages lacks 'role' or 'content'"
+        content = message["content"]
+        if content is None or (isinstance(content, str) and not content.strip()):
+            return f"has an empty message of the {message['role']}"
+        if not isinstance(content, str | list):
+            return f"has a message that is not text but {type(content).__name__}"
+    return None

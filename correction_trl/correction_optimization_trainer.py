@@ -1,0 +1,894 @@
+import contextlib
+import hashlib
+import math
+import textwrap
+import time
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.utils import is_rich_available
+from trl import DPOTrainer
+from trl.distributed import DistributedBackend
+from trl.import_utils import is_vllm_available
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, pad, use_adapter
+
+from .correction_dataset import PROMPTS, check_dataset, dataset_kind, message_text, to_preference_columns
+from .correction_optimization_config import CorrectionOptimizationConfig
+from .generation import generate_completions
+from .length_prior import make_length_prior
+from .losses import (
+    cpl_loss,
+    dpop_loss,
+    edit_weighted_scores,
+    hinge_loss,
+    ipo_loss,
+    length_prior_score_term,
+    linear_loss,
+    nll_anchor,
+    sigmoid_loss,
+)
+from .metrics import edit_ratio
+from .quantization import keep_trainable_on_cpu
+from .pair_batch import PairLogProbs, edited_tokens, gather_tokens, two_row_index
+from .tokenization import (
+    check_tokenizer,
+    decode,
+    encode_completion,
+    end_of_turn_token_id,
+    stop_token_ids,
+    tokenize_prompt,
+)
+from .user_functions import call_teacher, call_value_function, teacher_name
+
+
+logger = get_logger(__name__)
+
+# Per-pair numbers that travel with a batch, beside what the model needs. All are float tensors of shape (B,), but for the
+# values, (B, number of reward functions), and the masks of edited tokens, (B, L).
+_PAIR_COLUMNS = ("pair_weight", "unchanged", "missing", "edit_ratio", "response_truncated", "correction_truncated")
+
+
+class CorrectionOptimizationTrainer(DPOTrainer):
+    r"""
+    Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more capable
+    model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the amount of
+    correction
+
+    $$ \min_\pi \; \mathbb{E}\left[\log P(y|x) - \log P(y'|x)\right], \qquad P = \pi \ \text{or} \ P = \pi / \pi_{old} $$
+
+    (times a length prior l in P, where one is set), as proposed by Praveen Hegde
+    ([model card](https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b)). With `loss_type="sigmoid"` and the
+    reference it is DPO ([paper](https://huggingface.co/papers/2305.18290)) with y rejected and y' chosen; reference-free it
+    is CPL ([paper](https://huggingface.co/papers/2310.13639)).
+
+    **How it departs from its source.** The linear loss has no lower bound and, on pairs that are used again, destroys the
+    policy (measured in `results/`); the default is therefore the bounded sigmoid loss with an NLL anchor on y'.
+    `loss_type="linear", nll_weight=0.0, reference_free=True` is the note's objective as written.
+
+    **Stored pairs or on-policy.** A dataset with the columns `prompt`, `response`, `correction` (or TRL's `prompt`,
+    `rejected`, `chosen`) is trained on as it is. With a `prompt` column and a `teacher`, the current policy samples the
+    responses of an update just before it, the teacher corrects them, and the loss steps, inside one run with one optimizer.
+
+    **What is in the loss.** The tokens of y and y', their stop token included; never the prompt or padding. y is trained as
+    the ids that were sampled. A sampled y that hit the length limit carries no stop token (see
+    `mask_truncated_completions`). Pairs whose correction is missing or longer than the limit are counted and left out;
+    pairs with y' = y likewise, unless `unchanged_pairs="keep"`. The loss is the mean over the pairs that count, of the
+    whole update: over accumulation steps and processes, so that it does not depend on how an update is split.
+
+    **What it overrides.** Both modes need a reference policy, its log-probs, PEFT and quantization handling, and tokenised
+    pairs; only one needs sampling. `DPOTrainer` has all of the former and `RLOOTrainer`/`GRPOTrainer` only the latter, tied
+    to reward functions and to groups of at least two samples per prompt, so this class extends `DPOTrainer` and adds the
+    sampling: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_precompute_ref_logps`, `compute_ref_log_probs`,
+    `get_batch_samples`, `_prepare_inputs`, `evaluate`, `compute_loss`, `log`, `_save_checkpoint` and
+    `_load_optimizer_and_scheduler`.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+
+
+    def teacher(prompts, responses, answer, **columns):
+        return answer  # the gold answer, as the corrected response
+
+
+    trainer = CorrectionOptimizationTrainer(
+        model="data/tiny-carry-chat",
+        args=CorrectionOptimizationConfig(output_dir="out", max_completion_length=16, bf16=False),
+        train_dataset=load_dataset("data/carry_addition", split="train"),
+        teacher=teacher,
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy: a Hub id, a folder, or a loaded causal language model.
+        args ([`CorrectionOptimizationConfig`], *optional*):
+            Configuration. If `None`, a default one is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Stored pairs, or prompts (map-style only); plain text or conversational.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Likewise; prompts need a `teacher`.
+        teacher (`Callable` or object with a method `correct`, *optional*):
+            Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses, `None`
+            where it has none.
+        reward_funcs (`Callable` or `list[Callable]`, *optional*):
+            Value functions with TRL's signature. They are logged for y and y', and are in no loss.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            π_old. By default the policy as it is before training (with PEFT: the adapter off).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            Tokenizer, or processor for stored pairs with images. By default loaded with the model.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            For loading `model` quantized; with `peft_config`: QLoRA.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train.
+
+    Raises:
+        ValueError: If the data, the teacher or the settings cannot work together; the message names the row, the column or
+            the setting.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    _tag_names = ["trl", "correction_trl", "correction-optimization"]
+    _name = "Correction optimization"
+    _paper = {
+        "title": "Correction optimization (model card of aligned-merge-aanaphi-phi2-orage-3b)",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @misc{hegde2024correction,
+                title        = {Aligned merge aanaphi phi2 orage 3b: alignment by minimising the amount of correction},
+                author       = {Praveen Hegde},
+                year         = 2024,
+                howpublished = {https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: CorrectionOptimizationConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        teacher: Any = None,
+        reward_funcs: Callable | list[Callable] | None = None,
+        ref_model: PreTrainedModel | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = CorrectionOptimizationConfig(f"{model_name.split('/')[-1]}-correction-optimization")
+
+        # Everything that can be wrong with the data is said before a model is loaded.
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
+        check_dataset(train_dataset, "train_dataset", teacher)
+        on_policy = dataset_kind(train_dataset) == PROMPTS
+        if on_policy and isinstance(train_dataset, IterableDataset):
+            raise ValueError("On-policy training needs a map-style dataset; load it with `streaming=False`.")
+        if not on_policy and teacher is not None:
+            raise ValueError(
+                "`train_dataset` holds stored corrections and a `teacher` was given as well; drop the `teacher`, or drop the "
+                "columns with the responses and corrections to train on-policy."
+            )
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in eval_datasets.items():
+            if dataset is not None:
+                check_dataset(dataset, name, teacher)
+        if on_policy and args.precompute_ref_log_probs:
+            raise ValueError(
+                "`precompute_ref_log_probs` needs stored pairs; on-policy responses do not exist before training."
+            )
+        if on_policy and args.dataloader_num_workers:
+            raise ValueError("On-policy training samples in the main process; set `dataloader_num_workers: 0`.")
+        if args.loss_type == "linear" and args.length_prior is not None and not on_policy:
+            raise ValueError(
+                "Under the linear loss a length prior on stored pairs is a constant without a gradient; use a non-linear "
+                "`loss_type`, or train on-policy."
+            )
+        if args.reference_free and ref_model is not None:
+            raise ValueError("`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`.")
+        split_batches = args.accelerator_config.split_batches
+        if split_batches and args.per_device_train_batch_size % args.world_size:
+            raise ValueError(
+                f"With `split_batches`, `per_device_train_batch_size={args.per_device_train_batch_size}` is shared by "
+                f"{args.world_size} processes and must be a multiple of that number."
+            )
+        per_batch = args.per_device_train_batch_size * (1 if split_batches else args.world_size)
+        if args.dataloader_drop_last and not isinstance(train_dataset, IterableDataset) and len(train_dataset) < per_batch:
+            raise ValueError(
+                f"`train_dataset` has {len(train_dataset)} rows, fewer than one batch of {per_batch} (all processes); with "
+                "`dataloader_drop_last` nothing would be trained. Lower `per_device_train_batch_size`."
+            )
+
+        self.teacher = teacher
+        reward_funcs = [] if reward_funcs is None else reward_funcs
+        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        for function in self.reward_funcs:
+            if not callable(function):
+                raise ValueError(
+                    f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not model ids."
+                )
+        self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
+        self.length_prior = make_length_prior(
+            args.length_prior, args.length_prior_mean, args.length_prior_std, args.length_prior_lengths
+        )
+        self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
+        self._ready = deque()  # microbatches of sampled and corrected pairs that are waiting for their step
+        self._n_to_skip = 0  # after a resume: microbatches of the data loader that `_ready` already covers
+        self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._examples_to_print = []
+        self._warned_displacement = False
+        self._eval_batch = 0
+
+        # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference log-probs
+        # are precomputed. Reference-free needs neither, so it is told the latter, and `_precompute_ref_logps` does nothing.
+        args.precompute_ref_log_probs = args.precompute_ref_log_probs or args.reference_free
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.reference_free:
+            args.precompute_ref_log_probs = self.precompute_ref_logps = False
+            self.ref_model = None
+        if self.accelerator.device.type == "cpu":
+            keep_trainable_on_cpu(self.model)
+        self._wrap_collator()
+        self._set_up_generation()
+
+    # ------------------------------------------------------------------ data
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        columns = next(iter(dataset)).keys()
+        conversational = isinstance(next(iter(dataset)).get("prompt"), list)
+        check_tokenizer(self._tokenizer, conversational)
+        map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+
+        if dataset_kind(dataset) == PROMPTS:
+            self._prompt_dataset_columns += [column for column in columns if column not in self._prompt_dataset_columns]
+            if args.max_length is not None:
+                limit = args.max_length - args.max_completion_length
+                if limit < 1:
+                    raise ValueError(
+                        f"`max_length={args.max_length}` leaves no room for a prompt beside `max_completion_length="
+                        f"{args.max_completion_length}`; raise the former or lower the latter."
+                    )
+                n_rows = len(dataset)
+                dataset = dataset.filter(
+                    lambda row: len(tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit,
+                    desc=f"Checking prompt lengths of the {dataset_name} dataset",
+                    **map_kwargs,
+                )
+                self._report_dropped(
+                    n_rows - len(dataset),
+                    n_rows,
+                    dataset_name,
+                    f"their prompt is longer than `max_length` - `max_completion_length` = {limit} tokens",
+                )
+            return dataset
+
+        dataset = to_preference_columns(dataset)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+        def pair_numbers(row):
+            response, correction = message_text(row["rejected"]), message_text(row["chosen"])
+            n_prompt, n_response = len(row["prompt_ids"]), len(row["rejected_ids"])
+            numbers = {
+                "unchanged": float(row["chosen_ids"] == row["rejected_ids"]),
+                "edit_ratio": edit_ratio(response, correction),
+                "response_truncated": float(args.max_length is not None and n_prompt + n_response > args.max_length),
+            }
+            if self.reward_funcs:
+                others = {
+                    key: [value] for key, value in row.items() if key not in ("prompt", "chosen", "rejected") and "_ids" not in key
+                }
+                numbers["values"] = [
+                    [_nan_if_none(call_value_function(function, [row["prompt"]], [text], others)[0]) for text in (response, correction)]
+                    for function in self.reward_funcs
+                ]
+            return numbers
+
+        dataset = dataset.map(pair_numbers, **map_kwargs)
+        if args.max_length is not None:
+            fits = dataset.filter(
+                lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]) <= args.max_length, **map_kwargs
+            )
+            if isinstance(dataset, Dataset):
+                self._report_dropped(
+                    len(dataset) - len(fits),
+                    len(dataset),
+                    dataset_name,
+                    f"their prompt and correction exceed `max_length={args.max_length}` tokens, and a correction that is cut "
+                    "off would teach never to stop",
+                )
+            dataset = fits
+        return dataset
+
+    def _report_dropped(self, n_dropped, n_rows, dataset_name, reason):
+        if n_dropped == n_rows:
+            raise ValueError(f"No row of the {dataset_name} dataset can be used: {reason}. Raise `max_length`.")
+        if n_dropped:
+            logger.warning(f"{n_dropped} of {n_rows} rows of the {dataset_name} dataset are left out: {reason}.")
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [
+                *self._signature_columns,
+                *_PAIR_COLUMNS,
+                "values",
+                *self._prompt_dataset_columns,
+            ]
+
+    def _wrap_collator(self):
+        if not isinstance(self.data_collator, _PairCollator):
+            self.data_collator = _PairCollator(
+                self.data_collator,
+                self.args.max_length,
+                self.args.unchanged_pairs,
+                with_edits=self.args.loss_type == "ddpo",
+            )
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if self.args.reference_free:
+            return dataset
+        self._wrap_collator()  # this runs inside DPOTrainer's __init__
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    # ------------------------------------------------------------------ on-policy responses
+
+    def _set_up_generation(self):
+        args = self.args
+        generation_kwargs = {
+            "max_new_tokens": args.max_completion_length,
+            "do_sample": True,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "bos_token_id": self._tokenizer.bos_token_id,
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "eos_token_id": stop_token_ids(self._tokenizer, self.model.generation_config),
+            **(args.generation_kwargs or {}),
+        }
+        self._generation_kwargs = generation_kwargs
+        self._distributed = DistributedBackend(self.accelerator)
+        self._vllm = None
+        if args.use_vllm and self.teacher is not None:
+            self._vllm = self._start_vllm()
+
+    def _start_vllm(self):
+        args = self.args
+        self._vllm_synced_step = -1
+        return _vllm_generation()(
+            model=self.model,
+            accelerator=self.accelerator,
+            processing_class=self.processing_class,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * (args.max_staleness + 1)
+            * args.vllm_tensor_parallel_size,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=0.0 if args.min_p is None else args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            max_completion_length=args.max_completion_length,
+            logprobs=None,
+            generation_kwargs=args.generation_kwargs,
+        )
+
+    def _sample(self, prompt_ids: list[list[int]], seed_name: str) -> list[list[int]]:
+        """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so that a
+        resumed run samples what the uninterrupted one did; the surrounding random state is left as it was."""
+        if self._vllm is not None:
+            if self._vllm_synced_step != self.state.global_step:
+                self._vllm.sync_weights()
+                self._vllm_synced_step = self.state.global_step
+            return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+        key = f"{self.args.seed}/{seed_name}/{self.accelerator.process_index}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        device = self.accelerator.device
+        was_training = self.model.training
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self._generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._distributed.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            torch.manual_seed(seed)
+            model.eval()
+            completion_ids = generate_completions(
+                model,
+                prompt_ids,
+                GenerationConfig(**self._generation_kwargs, disable_compile=True),
+                batch_size=self.args.generation_batch_size,
+            )
+            model.train(was_training)
+        return completion_ids
+
+    def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
+        """Sample a response to each prompt and have it corrected: examples for the collator."""
+        prompts = [row["prompt"] for row in rows]
+        columns = {
+            key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "tools", "chat_template_kwargs")
+        }
+        rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row)) for row in rows]
+
+        start = time.perf_counter()
+        response_ids = self._sample([ids for _, ids in rendered], seed_name)
+        responses = decode(self._tokenizer, response_ids)
+        sampled = time.perf_counter()
+        try:
+            corrections = call_teacher(self.teacher, prompts, responses, columns)
+        except Exception as error:
+            raise RuntimeError(
+                f"The teacher {teacher_name(self.teacher)!r} failed at step {self.state.global_step}: {error} Training can "
+                "go on from the last checkpoint with `resume_from_checkpoint`."
+            ) from error
+        corrected = time.perf_counter()
+        self._count(mode, {"time/generation": sampled - start, "time/teacher": corrected - sampled}, count=1)
+
+        conversational = not isinstance(prompts[0], str)
+        stop_ids = self._generation_kwargs["eos_token_id"]
+        end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
+        values = [
+            list(
+                zip(
+                    call_value_function(function, prompts, responses, columns),
+                    call_value_function(
+                        function,
+                        prompts,
+                        [c if c is not None else r for c, r in zip(corrections, responses, strict=True)],
+                        columns,
+                    ),
+                    strict=True,
+                )
+            )
+            for function in self.reward_funcs
+        ]
+        examples = []
+        for i, row in enumerate(rows):
+            response, correction = responses[i], corrections[i]
+            # With nothing to correct, or no correction, y stands in for y', so that the pair has no gradient
+            if correction is None or correction == response:
+                correction_ids = response_ids[i]
+            else:
+                correction_ids = encode_completion(self._tokenizer, row["prompt"], *rendered[i], correction, end_of_turn)
+            too_long = len(correction_ids) > self.args.max_completion_length
+            truncated = not response_ids[i] or response_ids[i][-1] not in stop_ids
+            example = {
+                "prompt_ids": rendered[i][1],
+                "rejected_ids": response_ids[i],
+                "chosen_ids": correction_ids[: self.args.max_completion_length],
+                "unchanged": float(correction == response),
+                "missing": float(correction is None),
+                "edit_ratio": edit_ratio(response, correction) if correction is not None else 0.0,
+                "response_truncated": float(truncated),
+                "correction_truncated": float(too_long),
+            }
+            if too_long or correction is None or (truncated and self.args.mask_truncated_completions):
+                example["pair_weight"] = 0.0
+            if values:
+                example["values"] = [[_nan_if_none(value) for value in of_function[i]] for of_function in values]
+            examples.append(example)
+        self._examples_to_print = list(zip(prompts, responses, corrections, strict=True))[:4]
+        return examples
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
+        # All pairs of an update are sampled at once (with `max_staleness`, those of the next updates too), from the policy
+        # as it is before the update. The number of pairs that count in the update, over accumulation steps and
+        # processes, is what its loss is divided by.
+        if self._n_to_skip:
+            super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
+            self._n_to_skip = 0
+        if len(self._ready) < num_batches:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * (self.args.max_staleness + 1), device)
+            if batches and isinstance(batches[0], list):
+                step = self.state.global_step
+                examples = self._roll_out([row for batch in batches for row in batch], "train", f"step {step}")
+                for batch in batches:
+                    self._ready.append(self.data_collator([examples.pop(0) for _ in batch]))
+                    self._ready[-1]["sampled_at"] = torch.full((len(batch),), float(step))
+            else:
+                self._ready.extend(batches)
+        batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
+        n_pairs = sum(float(batch["pair_weight"].sum()) for batch in batch_samples)
+        n_pairs = self.accelerator.reduce(torch.tensor(n_pairs, device=device), reduction="sum")
+        return batch_samples, n_pairs
+
+    def _prepare_inputs(self, inputs):
+        if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
+            self._eval_batch += 1
+            examples = self._roll_out(inputs, "eval", f"eval batch {self._eval_batch}")
+            inputs = self.data_collator(examples)
+        return super()._prepare_inputs(inputs)
+
+    def evaluate(self, *args, **kwargs):
+        self._eval_batch = 0  # every evaluation sees the same random numbers
+        return super().evaluate(*args, **kwargs)
+
+    # ------------------------------------------------------------------ log-probs and loss
+
+    def _pair_log_probs(self, model, inputs, with_entropy: bool) -> tuple[PairLogProbs, Any]:
+        """Per-token log-probs of y and y' from one forward, and the model's output."""
+        own = {
+            *_PAIR_COLUMNS,
+            "values",
+            "sampled_at",
+            "completion_mask",
+            "response_edited",
+            "correction_edited",
+            "ref_chosen_logps",
+            "ref_rejected_logps",
+        }
+        model_inputs = {key: value for key, value in inputs.items() if key not in own}
+        if self.aux_loss_enabled and with_entropy:
+            model_inputs["output_router_logits"] = True
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        outputs = model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        index = two_row_index(inputs["completion_mask"])
+        n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
+
+        def tokens_of(name, per_token):
+            return gather_tokens(per_token[:, -n_tokens:], index[f"{name}_index"], index[f"{name}_mask"])
+
+        return (
+            PairLogProbs(
+                response=tokens_of("response", outputs.log_probs),
+                response_mask=index["response_mask"],
+                correction=tokens_of("correction", outputs.log_probs),
+                correction_mask=index["correction_mask"],
+                response_entropy=tokens_of("response", outputs.entropy.detach()) if with_entropy else None,
+            ),
+            outputs,
+        )
+
+    def _scores(self, log_probs: PairLogProbs, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """log P of y and of y' as the loss weighs their tokens: sums, for IPO means, for DDPO edit-weighted means."""
+        if self.args.loss_type == "ddpo":
+            gamma = self.args.ddpo_gamma
+            return (
+                edit_weighted_scores(log_probs.response, log_probs.response_mask, inputs["response_edited"], gamma),
+                edit_weighted_scores(log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma),
+            )
+        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        if self.args.loss_type == "ipo":
+            response = response / log_probs.response_mask.sum(1).clamp(min=1)
+            correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)
+        return response, correction
+
+    def _reference_log_probs(self, inputs) -> PairLogProbs:
+        adapter_off = contextlib.nullcontext()
+        if self.ref_model is None:  # PEFT: the base model, or the frozen copy of an adapter that was given
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            adapter_off = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            adapter_off,
+        ):
+            return self._pair_log_probs(self.ref_model or self.model, inputs, with_entropy=False)[0]
+
+    def compute_ref_log_probs(self, model, inputs):
+        adapter_off = contextlib.nullcontext()
+        if self.ref_model is None and is_peft_model(self.model):
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            adapter_off = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            adapter_off,
+            self.accelerator.autocast(),
+        ):
+            log_probs, _ = self._pair_log_probs(model, inputs, with_entropy=False)
+        response, correction = self._scores(log_probs, inputs)
+        return correction, response
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("The CorrectionOptimizationTrainer does not return outputs; set `prediction_loss_only`.")
+        args = self.args
+        log_probs, outputs = self._pair_log_probs(model, inputs, with_entropy=True)
+        response_scores, correction_scores = self._scores(log_probs, inputs)
+        reference = None
+        if not args.reference_free:
+            if self.precompute_ref_logps:
+                ref_response, ref_correction = inputs["ref_rejected_logps"], inputs["ref_chosen_logps"]
+            else:
+                reference = self._reference_log_probs(inputs)
+                ref_response, ref_correction = self._scores(reference, inputs)
+            response_scores = response_scores - ref_response
+            correction_scores = correction_scores - ref_correction
+
+        n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
+        prior_gap = None
+        if self.length_prior is not None:
+            log_prior = self.length_prior([*n_response.tolist(), *n_correction.tolist()])
+            log_prior = torch.tensor(log_prior, dtype=torch.float32, device=response_scores.device)
+            prior_gap = log_prior[: len(n_response)] - log_prior[len(n_response) :]
+
+        margins = correction_scores - response_scores
+        if prior_gap is not None:
+            margins = margins - prior_gap
+        if args.loss_type == "linear":
+            losses = linear_loss(response_scores, correction_scores)
+            if prior_gap is not None:
+                losses = losses + length_prior_score_term(log_probs.response.sum(1), prior_gap)
+        elif args.loss_type in ("sigmoid", "ddpo"):
+            losses = sigmoid_loss(margins, args.beta, args.label_smoothing)
+        elif args.loss_type == "hinge":
+            losses = hinge_loss(margins, args.beta)
+        elif args.loss_type == "ipo":
+            losses = ipo_loss(margins, args.beta)
+        elif args.loss_type == "dpop":
+            losses = dpop_loss(margins, correction_scores, args.beta, args.dpop_lambda)
+        elif args.loss_type == "cpl":
+            offset = 0.0 if prior_gap is None else -prior_gap
+            losses = cpl_loss(response_scores, correction_scores, args.beta, args.cpl_bias, offset)
+        if args.nll_weight:
+            losses = losses + args.nll_weight * nll_anchor(log_probs.correction, log_probs.correction_mask)
+
+        weights = inputs["pair_weight"]
+        if num_items_in_batch is None:
+            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
+        else:
+            # Distributed training averages the gradients of the processes; this divisor already counts them all
+            loss = (losses * weights).sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
+        self._record(inputs, log_probs, reference, margins.detach())
+        return loss
+
+    # ------------------------------------------------------------------ metrics
+
+    @torch.no_grad()
+    def _record(self, inputs, log_probs: PairLogProbs, reference: PairLogProbs | None, margins: torch.Tensor):
+        mode = "train" if self.model.training else "eval"
+        weights, missing = inputs["pair_weight"], inputs["missing"]
+        corrected = (1 - missing) * (1 - inputs["correction_truncated"])  # y' is there, and whole
+        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
+        everything = torch.ones_like(weights)
+        changed = corrected * (1 - inputs["unchanged"])
+        # name: (values, weights); each is logged as the weighted mean over the pairs of all processes since the last log
+        columns = {
+            "logps/response": (response, corrected),
+            "logps/correction": (correction, corrected),
+            "correction_amount": (response - correction, corrected),
+            "correction_edit_ratio": (inputs["edit_ratio"], corrected),
+            "margins/mean": (margins, changed),
+            "margins/accuracy": ((margins > 0).float(), changed),
+            "corrections/unchanged": (inputs["unchanged"], everything),
+            "corrections/missing": (missing, everything),
+            "corrections/truncated": (inputs["correction_truncated"], everything),
+            "corrections/in_loss": (weights, everything),
+            "responses/truncated": (inputs["response_truncated"], everything),
+            "lengths/response": (n_response.float(), everything),
+            "lengths/correction": (n_correction.float(), corrected),
+            "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
+            "tokens": (inputs["attention_mask"].sum().float() / len(weights) * everything, everything),
+        }
+        if reference is not None:
+            columns["kl"] = (response - reference.response.sum(1), everything)
+        if "sampled_at" in inputs:
+            columns["staleness"] = (self.state.global_step - inputs["sampled_at"], everything)
+        if "values" in inputs:
+            for i, name in enumerate(self.reward_func_names):
+                for j, kind in enumerate(("response", "correction")):
+                    values = inputs["values"][:, i, j]
+                    judged = (~values.isnan()).float() * (corrected if kind == "correction" else 1)
+                    columns[f"rewards/{name}/{kind}"] = (values.nan_to_num(), judged)
+        totals = torch.stack([torch.stack([(v * w).sum(), w.sum()]).float() for v, w in columns.values()])
+        totals = self.accelerator.reduce(totals, reduction="sum").tolist()
+        for name, (total, count) in zip(columns, totals, strict=True):
+            if name == "tokens":
+                if mode == "train":
+                    self._total_train_tokens += int(round(total))
+            else:
+                self._count(mode, {name: total}, count)
+
+    def _count(self, mode: str, totals: dict[str, float], count: float):
+        for name, total in totals.items():
+            self._sums[mode][name][0] += total
+            self._sums[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if self._sums[mode]:
+            for name, (total, count) in self._sums[mode].items():
+                if count:
+                    self._metrics[mode][name] = [total / count]
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            self._sums[mode].clear()
+        super().log(logs, start_time)
+        if mode == "train" and "logps/correction" in logs:
+            self._watch_displacement()
+            if self.args.log_completions and self.accelerator.is_main_process and self._examples_to_print:
+                self._print_examples()
+
+    def _watch_displacement(self):
+        """Warn, once, when the corrections have become clearly less likely than they were at the start."""
+        if self._warned_displacement:
+            return
+        history = [entry["logps/correction"] for entry in self.state.log_history if "logps/correction" in entry]
+        window = max(3, len(history) // 5)
+        if len(history) < 2 * window:
+            return
+        start, now = history[:window], history[-window:]
+        fall = sum(start) / window - sum(now) / window
+        spread = math.sqrt(sum(_variance(values) / window for values in (start, now)))
+        if fall > 0.1 * abs(sum(start) / window) + 4 * spread:
+            self._warned_displacement = True
+            remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 0.5`"
+            warnings.warn(
+                f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} nats to "
+                f"{sum(now) / window:.2f}. The loss is pushing responses and corrections down together (likelihood "
+                f"displacement): {remedy}, lower the learning rate, or use a bounded `loss_type` such as 'sigmoid' or "
+                "'dpop'; stored pairs should not be used for more than one epoch.",
+                stacklevel=2,
+            )
+
+    def _print_examples(self):
+        if not is_rich_available():
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("prompt", "response", "correction", title=f"Step {self.state.global_step}", show_lines=True)
+        for prompt, response, correction in self._examples_to_print:
+            shown = "(unchanged)" if correction == response else "(none)" if correction is None else correction
+            table.add_row(*(str(text)[-400:].replace("[", r"\[") for text in (message_text(prompt), response, shown)))
+        Console().print(table)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self._ready and self.teacher is not None:
+            # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            tensors = {
+                f"{i}/{key}": value.contiguous() for i, batch in enumerate(self._ready) for key, value in batch.items()
+            }
+            save_file(tensors, folder / self._ready_file())
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        # `num_tokens` goes on from where it was
+        self._total_train_tokens = next(
+            (int(entry["num_tokens"]) for entry in reversed(self.state.log_history) if "num_tokens" in entry), 0
+        )
+        file = Path(checkpoint) / self._ready_file()
+        self._ready.clear()
+        if file.is_file():
+            batches = defaultdict(dict)
+            for key, tensor in load_file(file).items():
+                i, _, name = key.partition("/")
+                batches[int(i)][name] = tensor
+            self._ready.extend(batches[i] for i in sorted(batches))
+            self._n_to_skip = len(self._ready)
+
+    def _ready_file(self) -> str:
+        return f"pairs_sampled_ahead_{self.accelerator.process_index}.safetensors"
+
+
+class _PairCollator:
+    """Adds the per-pair numbers to the batches of TRL's preference collators; passes prompts through untouched."""
+
+    def __init__(self, collator: Callable, max_length: int | None, unchanged_pairs: str, with_edits: bool):
+        self.collator = collator
+        self.max_length = max_length
+        self.unchanged_pairs = unchanged_pairs
+        self.with_edits = with_edits
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        if "chosen_ids" not in examples[0] and not {"chosen", "rejected"} <= set(examples[0]):
+            return examples
+        if "edit_ratio" not in examples[0]:  # pairs with images are tokenised only now
+            for example in examples:
+                response, correction = message_text(example["rejected"]), message_text(example["chosen"])
+                example["unchanged"] = float(response == correction)
+                example["edit_ratio"] = edit_ratio(response, correction)
+        numbers = {key: [example.get(key, 0.0) for example in examples] for key in _PAIR_COLUMNS}
+        numbers["pair_weight"] = [
+            0.0
+            if example.get("unchanged") and self.unchanged_pairs == "drop"
+            else example.get("pair_weight", 1.0)
+            for example in examples
+        ]
+        if examples[0].get("values"):
+            numbers["values"] = [example["values"] for example in examples]
+        edits = {}
+        if self.with_edits:
+            pairs = [edited_tokens(example["rejected_ids"], example["chosen_ids"]) for example in examples]
+            for name, side in (("response", 0), ("correction", 1)):
+                rows = [
+                    pair[side][: None if self.max_length is None else self.max_length - len(example["prompt_ids"])]
+                    for pair, example in zip(pairs, examples, strict=True)
+                ]
+                edits[f"{name}_edited"] = pad([torch.tensor(row) for row in rows], padding_value=0)
+        batch = dict(self.collator(examples))
+        batch.update({key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()})
+        batch.update(edits)
+        return batch
+
+
+def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the chat template that a dataset row carries, as in TRL."""
+    kwargs = dict(row.get("chat_template_kwargs") or {})
+    if row.get("tools"):
+        kwargs["tools"] = row["tools"]
+    return kwargs
+
+
+def _vllm_generation() -> type:
+    if not is_vllm_available():
+        raise ImportError("`use_vllm=True` needs vLLM: pip install 'correction-trl[vllm]'.")
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration
+
+
+def _nan_if_none(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)

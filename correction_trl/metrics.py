@@ -1,0 +1,258 @@
+"""What the recipes report, as pure functions: one number per problem in, a mean with its interval out.
+
+A **summary** is the one shape every metric has, in `metrics.json`, in the tables and in the pictures:
+`{"mean": float, "low": float, "high": float, "n": int}`, where `low` and `high` bound the 95 % bootstrap interval of
+the mean and `n` is the number of problems it was computed on.
+
+A problem whose value is `None` or NaN was *not judged* (the value function gave no verdict, the teacher no
+correction). It is left out of the mean, and `n` is smaller for it: the number of problems asked minus `n` is how many
+were left out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+
+# Resamples are drawn in blocks of at most this many numbers, so that 100,000 problems need megabytes, not gigabytes.
+_BLOCK_SIZE = 4_000_000
+
+
+def bootstrap_interval(
+    values: Sequence[float | bool | None], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """
+    The percentile bootstrap interval of a mean over problems: problems are drawn with replacement, the mean is taken
+    each time, and the middle `confidence` of those means is returned. The same arguments give the same interval, and
+    two metrics of the same problems are resampled with the same draws.
+
+    What it does not cover: it describes the choice of problems, not the training seed. If all values are equal (none
+    of 50 problems was right) the interval has no width, which says nothing about the next 50; at 0 of n, 3/n is a
+    better upper bound.
+
+    Args:
+        values (`Sequence[float | bool | None]` of shape `(n,)`):
+            One value per problem; `None` and NaN are left out.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Share of the resampled means inside the interval, in (0, 1).
+        resamples (`int`, *optional*, defaults to `2000`):
+            Number of resampled means.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Returns:
+        `tuple[float, float]`: `(low, high)`. `(nan, nan)` for fewer than two judged values: one value has no spread,
+        and an interval of no width would claim certainty.
+
+    Raises:
+        `ValueError`: if `values` is not one-dimensional or `confidence` is not in (0, 1).
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"`confidence` must lie between 0 and 1, got {confidence}; use 0.95 for a 95 % interval.")
+    values = _judged(values)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_SIZE // len(values))
+    means = np.empty(resamples)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        draws = generator.integers(len(values), size=(size, len(values)))
+        means[start : start + size] = values[draws].mean(axis=1)
+    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
+
+
+def summarize(
+    values: Sequence[float | bool | None], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> dict[str, float | int]:
+    """
+    The mean of one value per problem, with its bootstrap interval.
+
+    Args:
+        values (`Sequence[float | bool | None]` of shape `(n,)`):
+            One value per problem; `None` and NaN are left out.
+        confidence, resamples, seed:
+            See [`bootstrap_interval`].
+
+    Returns:
+        `dict`: `{"mean", "low", "high", "n"}`; `n` counts the judged problems. Without any, `mean` is NaN.
+
+    Raises:
+        `ValueError`: if `values` is not one-dimensional.
+    """
+    low, high = bootstrap_interval(values, confidence, resamples, seed)
+    judged = _judged(values)
+    mean = float(judged.mean()) if len(judged) else float("nan")
+    return {"mean": mean, "low": low, "high": high, "n": len(judged)}
+
+
+def paired_difference(
+    before: Sequence[float | bool | None],
+    after: Sequence[float | bool | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float | int]:
+    """
+    The mean of `after - before` on the same problems, with its bootstrap interval. Pairing removes the spread that
+    comes from some problems being harder than others, so this interval can exclude 0 where the two separate intervals
+    still overlap.
+
+    Args:
+        before (`Sequence[float | bool | None]` of shape `(n,)`):
+            One value per problem before training.
+        after (`Sequence[float | bool | None]` of shape `(n,)`):
+            One value per problem after training, in the same order. A problem that either side leaves unjudged
+            (`None`, NaN) is left out.
+        confidence, resamples, seed:
+            See [`bootstrap_interval`].
+
+    Returns:
+        `dict`: `{"mean", "low", "high", "n"}`; `n` counts the problems judged on both sides.
+
+    Raises:
+        `ValueError`: if the two do not have the same length.
+    """
+    before, after = _same_problems("before", before, "after", after)
+    return summarize(after - before, confidence, resamples, seed)
+
+
+def self_correction_metrics(
+    correct_t1: Sequence[float | bool | None],
+    correct_t2: Sequence[float | bool | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, dict[str, float | int]]:
+    """
+    The self-correction metrics of SCoRe ([paper](https://huggingface.co/papers/2409.12917)), as fractions of **all**
+    problems:
+
+    * `acc@t1`, `acc@t2`: first, second attempt right
+    * `delta(t1,t2)`: `acc@t2 - acc@t1`
+    * `delta(i->c)`: wrong at the first attempt and right at the second
+    * `delta(c->i)`: right at the first attempt and wrong at the second
+
+    `delta(t1,t2) = delta(i->c) - delta(c->i)` holds exactly for the means. One more number is a fraction of the
+    problems whose first attempt was wrong (its `n` says how many those are):
+
+    * `fix_rate`: second attempt right, given that the first was wrong
+
+    Args:
+        correct_t1 (`Sequence[float | bool | None]` of shape `(n,)`):
+            Whether the first attempt is right: `True`/`False` or 1/0.
+        correct_t2 (`Sequence[float | bool | None]` of shape `(n,)`):
+            Whether the second attempt is right, same problems in the same order. A problem that is unjudged (`None`,
+            NaN) at either attempt is left out of every metric, or the identity would not hold.
+        confidence, resamples, seed:
+            See [`bootstrap_interval`].
+
+    Returns:
+        `dict[str, dict]`: the summary of each metric, by the names above.
+
+    Raises:
+        `ValueError`: if the lengths differ, or if a value is neither 0 nor 1 (threshold graded values first).
+    """
+    first, second = _same_problems("correct_t1", correct_t1, "correct_t2", correct_t2)
+    for name, values in (("correct_t1", first), ("correct_t2", second)):
+        graded = values[~np.isnan(values) & (values != 0) & (values != 1)]
+        if len(graded):
+            raise ValueError(
+                f"`{name}` holds {graded[0]:g}, but an attempt is right (1) or wrong (0); apply a threshold to graded"
+                " values first."
+            )
+    judged = ~np.isnan(first) & ~np.isnan(second)
+    first, second = first[judged], second[judged]
+
+    per_problem = {
+        "acc@t1": first,
+        "acc@t2": second,
+        "delta(t1,t2)": second - first,
+        "delta(i->c)": (1 - first) * second,
+        "delta(c->i)": first * (1 - second),
+        "fix_rate": second[first == 0],
+    }
+    metrics = {name: summarize(values, confidence, resamples, seed) for name, values in per_problem.items()}
+    # a/n - b/n and (a - b)/n differ in the last bit. The first is taken, so that the printed identity is exact.
+    metrics["delta(t1,t2)"]["mean"] = metrics["delta(i->c)"]["mean"] - metrics["delta(c->i)"]["mean"]
+    return metrics
+
+
+def edit_ratio(a: str | Sequence[int], b: str | Sequence[int]) -> float:
+    """
+    How much of a sequence has to be edited to become the other: Levenshtein(a, b) / max(|a|, |b|). Over a response
+    and its correction this is `correction_edit_ratio`.
+
+    Args:
+        a (`str` or `Sequence[int]`):
+            A text (compared by character) or token ids (compared by token).
+        b (`str` or `Sequence[int]`):
+            The same kind as `a`.
+
+    Returns:
+        `float` in [0, 1]: 0 if the two are equal (two empty ones are), 1 if nothing of either remains.
+
+    Raises:
+        `TypeError`: if one is a text and the other is not.
+    """
+    a, b = _comparable(a, b)
+    return Levenshtein.distance(a, b) / max(len(a), len(b), 1)
+
+
+def edit_distance_ratio(y1: str | Sequence[int], y2: str | Sequence[int]) -> float:
+    """
+    SCoRe's edit-distance ratio between two attempts ([paper](https://huggingface.co/papers/2409.12917), figure 6):
+    Levenshtein(y1, y2) / (|y1| + |y2|). Near 0 for all problems, the second attempt has collapsed to a copy of the
+    first.
+
+    Args:
+        y1 (`str` or `Sequence[int]`):
+            The first attempt, as a text (compared by character) or as token ids (compared by token).
+        y2 (`str` or `Sequence[int]`):
+            The second attempt, the same kind as `y1`.
+
+    Returns:
+        `float` in [0, 1]: 0 if the two are equal (two empty ones are), 1 if exactly one is empty. Two attempts of the
+        same length reach 0.5 at most.
+
+    Raises:
+        `TypeError`: if one is a text and the other is not.
+    """
+    y1, y2 = _comparable(y1, y2)
+    return Levenshtein.distance(y1, y2) / max(len(y1) + len(y2), 1)
+
+
+def _as_floats(name: str, values: Sequence[float | bool | None]) -> np.ndarray:
+    values = np.asarray(values, dtype=float)  # None becomes NaN
+    if values.ndim != 1:
+        raise ValueError(
+            f"`{name}` must hold one value per problem, got an array of shape {values.shape}; flatten it."
+        )
+    return values
+
+
+def _judged(values: Sequence[float | bool | None]) -> np.ndarray:
+    values = _as_floats("values", values)
+    return values[~np.isnan(values)]
+
+
+def _same_problems(name_a: str, a: Sequence, name_b: str, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _as_floats(name_a, a), _as_floats(name_b, b)
+    if len(a) != len(b):
+        raise ValueError(
+            f"`{name_a}` has {len(a)} values and `{name_b}` has {len(b)}; give both for the same problems in the same"
+            " order, with NaN where a problem was not judged."
+        )
+    return a, b
+
+
+def _comparable(a: str | Sequence[int], b: str | Sequence[int]) -> tuple[str | list, str | list]:
+    if isinstance(a, str) != isinstance(b, str):
+        raise TypeError(
+            f"Cannot compare a {type(a).__name__} with a {type(b).__name__}; give two texts or two lists of token ids."
+        )
+    # Token ids may come as arrays or tensors, whose elements do not compare by value inside rapidfuzz.
+    return (a, b) if isinstance(a, str) else (np.asarray(a).tolist(), np.asarray(b).tolist())

@@ -1,0 +1,124 @@
+"""What every recipe does around its trainer: read the configuration, load the data, push the result."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from huggingface_hub import HfApi
+from trl import TrlParser
+
+
+def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
+    """
+    Parse `--config FILE.yaml` and command-line overrides. Without a config and without a model, `default_config` is used, so
+    that a recipe runs with no arguments.
+
+    Args:
+        dataclass_types (`Sequence[type]`):
+            Dataclasses to fill.
+        default_config (`Path`):
+            The recipe's quickstart.
+        argv (`Sequence[str]`, *optional*):
+            Defaults to `sys.argv[1:]`.
+
+    Returns:
+        `tuple` of dataclass instances.
+
+    Raises:
+        SystemExit: With one sentence, if a key of the file or an argument is unknown, or a value is not allowed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for i, argument in enumerate(argv):  # TrlParser knows only the two-word form
+        if argument.startswith("--config="):
+            argv[i : i + 1] = ["--config", argument.partition("=")[2]]
+            break
+    if not any(argument == "--config" or argument.startswith("--model_name_or_path") for argument in argv):
+        argv = ["--config", str(default_config), *argv]
+    try:
+        return TrlParser(dataclass_types).parse_args_and_config(args=argv)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"Configuration: {error}") from error
+
+
+def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:
+    """
+    One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+
+    Args:
+        name (`str`):
+            Hub id, folder or file.
+        config (`str`, *optional*):
+            Name of the dataset's configuration.
+        split (`str`):
+            Name of the split; a file has one, `"train"`, whatever is asked for.
+        max_rows (`int`, *optional*):
+            Keep the first so many rows.
+
+    Raises:
+        SystemExit: With one sentence, if the file is empty or the split does not exist.
+    """
+    path = Path(name)
+    if path.is_file():
+        loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+        if loader is None:
+            raise SystemExit(f"{name}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
+        if path.stat().st_size == 0:
+            raise SystemExit(f"{name}: the file is empty.")
+        dataset = load_dataset(loader, data_files=str(path), split="train")
+    else:
+        dataset = load_dataset(name, config)
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
+                raise SystemExit(f"{name} has no split {split!r}; it has {', '.join(dataset)}.")
+            dataset = dataset[split]
+    return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+
+
+def push_folder(folder: str, repo_id: str, private: bool | None, token: str | None) -> None:
+    """
+    Upload a finished run (not its checkpoints) to the Hub. The folder stays as it is, whatever happens.
+
+    Args:
+        folder (`str`):
+            What the recipe wrote.
+        repo_id (`str`):
+            Where to.
+        private (`bool`, *optional*):
+            Whether a new repository is private; by default as the account says.
+        token (`str`, *optional*):
+            Defaults to the saved login.
+
+    Raises:
+        SystemExit: With one sentence that says how to try again, if the Hub cannot be reached or refuses.
+    """
+    try:
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="Model, metrics and card",
+            ignore_patterns=["checkpoint-*/*", "checkpoint-*", "training_args.bin", "runs/*"],
+        )
+    except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SystemExit(
+            f"The push to {repo_id!r} failed ({reason}). Nothing is lost: everything is in {folder}. Log in with `hf auth "
+            f"login` if needed, and push it with `hf upload {repo_id} {folder} . --exclude 'checkpoint-*/*'`."
+        ) from None
+    print(f"Pushed to https://huggingface.co/{repo_id}")
+
+
+def public_name(model: str, default: str) -> str:
+    """Name of a model for messages and cards: a Hub id as it is, the last folder of a local path."""
+    return Path(model).name if Path(model).is_dir() else (model or default)
+
+
+def as_dict(*configs: Any) -> dict[str, Any]:
+    """Several dataclasses as one flat dict, for `metrics.json`."""
+    merged = {}
+    for config in configs:
+        merged.update(config.to_dict() if hasattr(type(config), "to_dict") else vars(config))
+    return merged

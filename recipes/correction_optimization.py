@@ -1,0 +1,216 @@
+# /// script
+# dependencies = ["correction-trl"]
+# ///
+"""
+Correction optimization: the policy answers, a teacher corrects, the policy learns to need less correction.
+
+    # The embedded task and model, on a CPU, in minutes
+    accelerate launch recipes/correction_optimization.py
+
+    # QLoRA on one 24 GB card, on your prompts and your teacher
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml recipes/correction_optimization.py \
+        --config recipes/configs/correction_optimization/qlora_24gb.yaml
+
+On-policy with `--teacher module:function`, or on stored pairs (columns `prompt`, `response`, `correction`). Departs from
+its source, the note in the model card of prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss: bounded, with a
+reference and an NLL anchor. `--config recipes/configs/correction_optimization/linear.yaml` is the note as written.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+QUICKSTART = Path(__file__).parent / "configs" / "correction_optimization" / "quickstart.yaml"
+
+
+@dataclass
+class CorrectionScriptArguments:
+    """Arguments of this recipe, beside those of the trainer and the model."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder or file. By default the embedded task."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_validation_split: str = field(
+        default="validation", metadata={"help": "Split for the trainer's evaluations, with `eval_strategy`."}
+    )
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, before and after."})
+    train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    test_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "`module:function` that corrects responses. Not needed for stored pairs."}
+    )
+    value_function: str | None = field(
+        default=None, metadata={"help": "`module:function` that rates responses, with TRL's reward signature."}
+    )
+    evaluation_temperature: float = field(default=1.0, metadata={"help": "Of the sampled responses in the evaluation."})
+
+
+def main(script_args, training_args, model_args):
+    import torch
+    from trl import get_peft_config, get_quantization_config
+
+    from correction_trl import CorrectionOptimizationTrainer
+    from correction_trl.correction_dataset import PROMPTS, dataset_kind
+    from correction_trl.embedded import embedded_path
+    from correction_trl.evaluation import evaluate_corrections
+    from correction_trl.metrics import paired_difference
+    from correction_trl.report import (
+        plot_before_after,
+        plot_edit_distribution,
+        plot_examples,
+        plot_learning_curves,
+        print_summary,
+        write_metrics,
+        write_model_card,
+    )
+    from correction_trl.scripts import as_dict, load_split, public_name, push_folder
+    from correction_trl.user_functions import import_function
+
+    start = time.time()
+    embedded = script_args.dataset_name is None
+    dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
+    model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
+    if embedded and script_args.teacher is None:
+        script_args.teacher = "correction_trl.embedded:right_answer_teacher"
+    if embedded and script_args.value_function is None:
+        script_args.value_function = "correction_trl.embedded:exact_match"
+    teacher = import_function(script_args.teacher, "teacher") if script_args.teacher else None
+    value_function = (
+        import_function(script_args.value_function, "value_function") if script_args.value_function else None
+    )
+
+    def split(name, max_rows=None):
+        return load_split(dataset_name, script_args.dataset_config, name, max_rows)
+
+    train_dataset = split(script_args.dataset_train_split, script_args.train_rows)
+    on_policy = dataset_kind(train_dataset) == PROMPTS
+    validation = split(script_args.dataset_validation_split) if training_args.eval_strategy != "no" else None
+    test_dataset = split(script_args.dataset_test_split, script_args.test_rows) if teacher is not None else None
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = CorrectionOptimizationTrainer(
+        model=model_name,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=validation,
+        teacher=teacher if on_policy else None,
+        reward_funcs=value_function,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    say = trainer.accelerator.print
+
+    def evaluate():
+        if test_dataset is None:  # stored pairs alone: nobody can correct new responses
+            return None
+        return evaluate_corrections(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            test_dataset,
+            teacher,
+            value_function,
+            max_completion_length=training_args.max_completion_length,
+            temperature=script_args.evaluation_temperature,
+            batch_size=training_args.per_device_eval_batch_size,
+            seed=training_args.seed,
+        )
+
+    n_test = "no test problems" if test_dataset is None else f"{len(test_dataset)} test problems"
+    say(f"{public_name(model_name, 'model')} on {public_name(dataset_name, 'data')}: {len(train_dataset)} rows, {n_test}")
+    say("Evaluating before training ...")
+    before = evaluate()
+    say(f"Training {'on-policy' if on_policy else 'on stored pairs'}, loss {training_args.loss_type!r} ...")
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    say("Evaluating after training ...")
+    after = evaluate()
+
+    output_dir = Path(training_args.output_dir)
+    if trainer.accelerator.is_main_process:
+        pictures = {
+            "Learning curves": plot_learning_curves(trainer.state.log_history, output_dir / "learning_curves.png")
+        }
+        difference, examples = {}, []
+        if before is not None:
+            difference = {
+                key: paired_difference(before.per_problem[key], after.per_problem[key]) for key in after.metrics
+            }
+            pictures["Before and after training"] = plot_before_after(
+                before.metrics, after.metrics, output_dir / "before_after.png"
+            )
+            pictures["Edits that the responses need"] = plot_edit_distribution(
+                before.per_problem["correction_edit_ratio"],
+                after.per_problem["correction_edit_ratio"],
+                output_dir / "edits.png",
+            )
+            examples = after.examples
+            pictures["Corrections of responses after training"] = plot_examples(examples, output_dir / "examples.png")
+        metrics = write_metrics(
+            output_dir / "metrics.json",
+            before=before.metrics if before else {},
+            after=after.metrics if after else {},
+            difference=difference,
+            seconds=time.time() - start,
+            config=as_dict(script_args, training_args, model_args),
+            peak_memory_gib=_peak_memory_gib(torch),
+        )
+        write_model_card(
+            output_dir,
+            model_name=output_dir.resolve().name,
+            base_model=model_name,
+            dataset_name=dataset_name,
+            method={
+                "name": trainer._name,
+                "tag": "correction-optimization",
+                "url": "https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b",
+                "citation": trainer._paper["citation"],
+                "description": "The policy learns to need less correction by a teacher: it minimises "
+                f"log P(y|x) - log P(y'|x) under the loss `{training_args.loss_type}`.",
+                "departures": [
+                    f"Loss `{training_args.loss_type}` (beta {training_args.beta}, NLL anchor "
+                    f"{training_args.nll_weight}, {'no ' if training_args.reference_free else ''}reference policy); the "
+                    "source minimises the bare difference, which has no lower bound."
+                ],
+            },
+            metrics=metrics,
+            pictures=pictures,
+            examples=examples,
+            hub_model_id=training_args.hub_model_id,
+            peft=model_args.use_peft,
+        )
+        print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
+        if training_args.push_to_hub:
+            repo_id = training_args.hub_model_id or output_dir.resolve().name
+            push_folder(training_args.output_dir, repo_id, training_args.hub_private_repo, training_args.hub_token)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def _peak_memory_gib(torch) -> float:
+    """Most memory the process (on a GPU: its tensors) took, in GiB."""
+    import resource
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # Linux counts in KiB
+
+
+def parse_arguments(argv=None):
+    from trl import ModelConfig
+
+    from correction_trl import CorrectionOptimizationConfig
+    from correction_trl.scripts import parse
+
+    return parse((CorrectionScriptArguments, CorrectionOptimizationConfig, ModelConfig), QUICKSTART, argv)
+
+
+if __name__ == "__main__":
+    main(*parse_arguments())
