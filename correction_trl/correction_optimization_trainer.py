@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import itertools
 import math
 import textwrap
 import time
@@ -46,8 +47,9 @@ from .losses import (
     sigmoid_loss,
 )
 from .metrics import edit_ratio
-from .quantization import keep_trainable_on_cpu
 from .pair_batch import PairLogProbs, edited_tokens, gather_tokens, two_row_index
+from .quantization import keep_trainable_on_cpu
+from .shared_prefix import dense_mask_fits, pack_pairs, packed_forward, self_check, sharing_pays, unsupported_reason
 from .tokenization import (
     check_tokenizer,
     decode,
@@ -61,9 +63,20 @@ from .user_functions import call_teacher, call_value_function, teacher_name
 
 logger = get_logger(__name__)
 
-# Per-pair numbers that travel with a batch, beside what the model needs. All are float tensors of shape (B,), but for the
-# values, (B, number of reward functions), and the masks of edited tokens, (B, L).
+# Per-pair numbers that travel with a batch, beside what the model needs: float tensors of shape (B,).
 _PAIR_COLUMNS = ("pair_weight", "unchanged", "missing", "edit_ratio", "response_truncated", "correction_truncated")
+# What else a batch holds that is not for the model.
+_NOT_FOR_THE_MODEL = {
+    *_PAIR_COLUMNS,
+    "values",
+    "sampled_at",
+    "n_tokens",
+    "completion_mask",
+    "response_edited",
+    "correction_edited",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+}
 
 
 class CorrectionOptimizationTrainer(DPOTrainer):
@@ -226,6 +239,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                 "`dataloader_drop_last` nothing would be trained. Lower `per_device_train_batch_size`."
             )
 
+        if args.loss_type == "ddpo" and {"image", "images"} & set(next(iter(train_dataset))):
+            raise ValueError("`loss_type='ddpo'` compares token ids before the batch is made; it does not take images.")
+
         self.teacher = teacher
         reward_funcs = [] if reward_funcs is None else reward_funcs
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -266,6 +282,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if self.accelerator.device.type == "cpu":
             keep_trainable_on_cpu(self.model)
         self._wrap_collator()
+        self._share_prefix_where_exact()
         self._set_up_generation()
 
     # ------------------------------------------------------------------ data
@@ -355,10 +372,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
     def _wrap_collator(self):
         if not isinstance(self.data_collator, _PairCollator):
             self.data_collator = _PairCollator(
-                self.data_collator,
-                self.args.max_length,
-                self.args.unchanged_pairs,
-                with_edits=self.args.loss_type == "ddpo",
+                self.data_collator, self.args, self.model.config.get_text_config()._attn_implementation
             )
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
@@ -366,6 +380,46 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             return dataset
         self._wrap_collator()  # this runs inside DPOTrainer's __init__
         return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    # ------------------------------------------------------------------ shared prefix
+
+    def _share_prefix_where_exact(self):
+        """Whether batches may be packed at all; `_check_shared_prefix` then looks at the first one."""
+        self._shared_prefix_checked = False
+        if self.args.shared_prefix is False:
+            return
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        reasons = [unsupported_reason(model, self.args.max_length) for model in models]
+        if self._is_vision_dataset:
+            reasons.append("its pairs hold images")
+        if self.aux_loss_enabled:
+            reasons.append("its load-balancing loss would count the tokens of the common prefix once instead of twice")
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None:
+            self.data_collator.shared_prefix = self.args.shared_prefix
+        elif self.args.shared_prefix is True:
+            raise ValueError(
+                f"`shared_prefix=True` is not possible for {type(self.model).__name__}: {reason}. Set `shared_prefix: auto` "
+                "(two rows per pair)."
+            )
+        else:
+            logger.info(f"Pairs are computed in two rows: {reason}.")
+
+    def _check_shared_prefix(self, examples: list[dict[str, Any]]):
+        """Compare packed rows with two rows on the first examples of a run, on this very model."""
+        if self._shared_prefix_checked or self.data_collator.shared_prefix is False:
+            return
+        self._shared_prefix_checked = True
+        pairs = self.data_collator.pairs(examples[: self.args.per_device_train_batch_size])
+        with self.accelerator.autocast():
+            reason = self_check(self.model, pairs, self._tokenizer.pad_token_id)
+        if reason is not None:
+            if self.args.shared_prefix is True:
+                raise ValueError(
+                    f"`shared_prefix=True` failed its check on the first batch: {reason}. Set `shared_prefix: false`."
+                )
+            self.data_collator.shared_prefix = False
+            warnings.warn(f"Pairs are computed in two rows, because {reason}.", stacklevel=2)
 
     # ------------------------------------------------------------------ on-policy responses
 
@@ -534,11 +588,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if self._n_to_skip:
             super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
             self._n_to_skip = 0
+        if dataset_kind(self.train_dataset) != PROMPTS and not self._shared_prefix_checked:
+            rows = itertools.islice(iter(self.train_dataset), self.args.per_device_train_batch_size)
+            self._check_shared_prefix(list(rows))
         if len(self._ready) < num_batches:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches * (self.args.max_staleness + 1), device)
             if batches and isinstance(batches[0], list):
                 step = self.state.global_step
                 examples = self._roll_out([row for batch in batches for row in batch], "train", f"step {step}")
+                self._check_shared_prefix(examples)
                 for batch in batches:
                     self._ready.append(self.data_collator([examples.pop(0) for _ in batch]))
                     self._ready[-1]["sampled_at"] = torch.full((len(batch),), float(step))
@@ -553,6 +611,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
             self._eval_batch += 1
             examples = self._roll_out(inputs, "eval", f"eval batch {self._eval_batch}")
+            self._check_shared_prefix(examples)
             inputs = self.data_collator(examples)
         return super()._prepare_inputs(inputs)
 
@@ -564,23 +623,17 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def _pair_log_probs(self, model, inputs, with_entropy: bool) -> tuple[PairLogProbs, Any]:
         """Per-token log-probs of y and y' from one forward, and the model's output."""
-        own = {
-            *_PAIR_COLUMNS,
-            "values",
-            "sampled_at",
-            "completion_mask",
-            "response_edited",
-            "correction_edited",
-            "ref_chosen_logps",
-            "ref_rejected_logps",
-        }
-        model_inputs = {key: value for key, value in inputs.items() if key not in own}
-        if self.aux_loss_enabled and with_entropy:
-            model_inputs["output_router_logits"] = True
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        outputs = model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
-        index = two_row_index(inputs["completion_mask"])
-        n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
+        if "shift_labels" in inputs:  # one packed row
+            outputs, index = packed_forward(model, inputs), inputs
+            n_tokens = inputs["input_ids"].size(1)
+        else:  # two rows, as TRL lays them out
+            model_inputs = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+            if self.aux_loss_enabled and with_entropy:
+                model_inputs["output_router_logits"] = True
+            labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+            outputs = model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
+            index = two_row_index(inputs["completion_mask"])
+            n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
 
         def tokens_of(name, per_token):
             return gather_tokens(per_token[:, -n_tokens:], index[f"{name}_index"], index[f"{name}_mask"])
@@ -720,7 +773,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             "lengths/response": (n_response.float(), everything),
             "lengths/correction": (n_correction.float(), corrected),
             "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
-            "tokens": (inputs["attention_mask"].sum().float() / len(weights) * everything, everything),
+            "tokens": (inputs["n_tokens"], everything),
         }
         if reference is not None:
             columns["kl"] = (response - reference.response.sum(1), everything)
@@ -829,13 +882,35 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
 
 class _PairCollator:
-    """Adds the per-pair numbers to the batches of TRL's preference collators; passes prompts through untouched."""
+    """
+    Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair), and in
+    both cases the per-pair numbers. Prompts pass through untouched.
+    """
 
-    def __init__(self, collator: Callable, max_length: int | None, unchanged_pairs: str, with_edits: bool):
+    def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, attn_implementation: str):
         self.collator = collator
-        self.max_length = max_length
-        self.unchanged_pairs = unchanged_pairs
-        self.with_edits = with_edits
+        self.args = args
+        self.attn_implementation = attn_implementation
+        self.shared_prefix = False  # until the trainer knows that the model allows it
+
+    def pairs(self, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
+        """The token ids of each pair, cut at `max_length` as TRL's collator does."""
+        pairs = []
+        for example in examples:
+            room = None if self.args.max_length is None else max(self.args.max_length - len(example["prompt_ids"]), 0)
+            pairs.append(
+                {
+                    "prompt_ids": list(example["prompt_ids"]),
+                    "response_ids": list(example["rejected_ids"])[:room],
+                    "correction_ids": list(example["chosen_ids"])[:room],
+                }
+            )
+        return pairs
+
+    def _pack(self, pairs: list[dict[str, list[int]]]) -> bool:
+        if self.shared_prefix == "auto":
+            return sharing_pays(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
+        return self.shared_prefix and dense_mask_fits(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
         if "chosen_ids" not in examples[0] and not {"chosen", "rejected"} <= set(examples[0]):
@@ -846,26 +921,31 @@ class _PairCollator:
                 example["unchanged"] = float(response == correction)
                 example["edit_ratio"] = edit_ratio(response, correction)
         numbers = {key: [example.get(key, 0.0) for example in examples] for key in _PAIR_COLUMNS}
+        drop_unchanged = self.args.unchanged_pairs == "drop"
         numbers["pair_weight"] = [
-            0.0
-            if example.get("unchanged") and self.unchanged_pairs == "drop"
-            else example.get("pair_weight", 1.0)
-            for example in examples
+            0.0 if drop_unchanged and example.get("unchanged") else example.get("pair_weight", 1.0) for example in examples
         ]
         if examples[0].get("values"):
             numbers["values"] = [example["values"] for example in examples]
-        edits = {}
-        if self.with_edits:
-            pairs = [edited_tokens(example["rejected_ids"], example["chosen_ids"]) for example in examples]
-            for name, side in (("response", 0), ("correction", 1)):
-                rows = [
-                    pair[side][: None if self.max_length is None else self.max_length - len(example["prompt_ids"])]
-                    for pair, example in zip(pairs, examples, strict=True)
-                ]
-                edits[f"{name}_edited"] = pad([torch.tensor(row) for row in rows], padding_value=0)
-        batch = dict(self.collator(examples))
+
+        pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
+        if pairs is not None and self._pack(pairs):
+            batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
+            for name in ("ref_chosen_logps", "ref_rejected_logps"):
+                if name in examples[0]:
+                    numbers[name] = [example[name] for example in examples]
+            numbers["n_tokens"] = [
+                2 * len(pair["prompt_ids"]) + len(pair["response_ids"]) + len(pair["correction_ids"]) for pair in pairs
+            ]
+        else:
+            batch = dict(self.collator(examples))
+            chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
+            batch["n_tokens"] = (chosen + rejected).float()
         batch.update({key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()})
-        batch.update(edits)
+        if self.args.loss_type == "ddpo":
+            edits = [edited_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
+            for name, side in (("response", 0), ("correction", 1)):
+                batch[f"{name}_edited"] = pad([torch.tensor(edit[side]) for edit in edits], padding_value=0)
         return batch
 
 

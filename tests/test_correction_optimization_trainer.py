@@ -236,7 +236,7 @@ def test_nothing_to_correct_leaves_the_policy_alone(make_trainer, plain_pairs):
 def test_labels_hold_the_completions_with_their_end_and_nothing_else(make_trainer, plain_pairs, chat_pairs, tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     for pairs in (plain_pairs, chat_pairs):
-        trainer = make_trainer(pairs)
+        trainer = make_trainer(pairs, shared_prefix=False)
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
         n = 4
         for kind, rows in (("correction", range(n)), ("response", range(n, 2 * n))):
@@ -269,6 +269,68 @@ def test_a_stored_correction_that_does_not_fit_is_left_out_and_said(make_trainer
         make_trainer(Dataset.from_list(rows), max_length=100)
 
 
+# ------------------------------------------------------------------ shared prefix
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_shared_prefix_gives_gradients_and_logs_of_two_rows(make_trainer, chat_pairs, loss_type, adapter):
+    runs = {}
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs,
+            loss_type=loss_type,
+            nll_weight=0.3,
+            shared_prefix=shared,
+            peft_config=adapter,
+            gradient_checkpointing=adapter is not None,
+            precompute_ref_log_probs=loss_type in ("hinge", "ddpo"),
+            reference_free=loss_type == "linear",
+            eval_dataset=chat_pairs.select(range(5)),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+        )
+        batches = collect_batches(trainer)
+        runs[shared] = gradient(trainer), trainer.state.log_history[0], trainer.evaluate()
+        assert all(("shift_labels" in batch) == shared for batch in batches)
+    assert_same_gradient(runs[True][0], runs[False][0])
+    for i in (1, 2):
+        # Before the first step all margins relative to the reference are 0 up to rounding: their sign says nothing
+        left_out = {key for key in runs[True][i] if "runtime" in key or "per_second" in key or "margins/accuracy" in key}
+        for key in runs[True][i].keys() - left_out:
+            assert runs[True][i][key] == pytest.approx(runs[False][i][key], rel=1e-4, abs=1e-5), key
+
+
+def test_shared_prefix_on_policy_follows_two_rows(make_trainer, chat_prompts, teacher):
+    runs = []
+    for shared in (False, True):
+        trainer = make_trainer(chat_prompts, teacher=teacher, shared_prefix=shared, max_steps=5)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+def test_shared_prefix_falls_back_with_one_warning_when_its_check_fails(make_trainer, plain_pairs, monkeypatch):
+    monkeypatch.setattr("correction_trl.correction_optimization_trainer.self_check", lambda *args: "the numbers differ")
+    trainer = make_trainer(plain_pairs, shared_prefix="auto")
+    batches = collect_batches(trainer)
+    with pytest.warns(UserWarning, match="two rows, because the numbers differ") as caught:
+        trainer.train()
+    assert sum("two rows" in str(warning.message) for warning in caught) == 1
+    assert all("shift_labels" not in batch for batch in batches)
+    with pytest.raises(ValueError, match="failed its check on the first batch: the numbers differ"):
+        make_trainer(plain_pairs, shared_prefix=True).train()
+
+
+def test_shared_prefix_is_refused_by_name_where_it_is_not_exact(make_trainer, plain_pairs, monkeypatch):
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization_trainer.unsupported_reason", lambda *args: "its layers are recurrent"
+    )
+    with pytest.raises(ValueError, match="not possible for LlamaForCausalLM: its layers are recurrent"):
+        make_trainer(plain_pairs, shared_prefix=True)
+    assert make_trainer(plain_pairs, shared_prefix="auto").data_collator.shared_prefix is False
+
+
 # ------------------------------------------------------------------ on-policy
 
 
@@ -293,7 +355,9 @@ def test_on_policy_trains_the_ids_that_were_sampled(request, make_trainer, tiny_
         asked.extend(zip(prompts, responses, answer, strict=True))
         return answer
 
-    trainer = make_trainer(prompts, teacher=teacher, max_steps=2, gradient_accumulation_steps=2)
+    trainer = make_trainer(
+        prompts, teacher=teacher, max_steps=2, gradient_accumulation_steps=2, shared_prefix=False
+    )
     sample = trainer._sample
     monkeypatch.setattr(trainer, "_sample", lambda *args: sampled.extend(result := sample(*args)) or result)
     batches = collect_batches(trainer)
@@ -370,6 +434,7 @@ def test_truncated_responses_carry_no_end_and_can_be_masked(make_trainer, plain_
             per_device_train_batch_size=16,
             max_completion_length=4,
             mask_truncated_completions=mask,
+            shared_prefix=False,
             generation_kwargs={"suppress_tokens": [eos]},
         )
         batches = collect_batches(trainer)

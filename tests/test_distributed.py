@@ -1,0 +1,83 @@
+"""Two processes on a CPU do what one does: the same gradient on stored pairs, and a whole recipe run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).parent.parent
+TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "two_cpu_processes.yaml"
+
+# One update on eight pairs of differing length, one of them unchanged; writes the gradient, and the losses of three steps
+SCRIPT = """
+import sys
+import torch
+from datasets import load_from_disk
+from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+
+model, data, out, n_processes, accumulation = sys.argv[1:]
+args = CorrectionOptimizationConfig(
+    output_dir=out, max_steps=3, per_device_train_batch_size=8 // int(n_processes) // int(accumulation),
+    gradient_accumulation_steps=int(accumulation), learning_rate=1e-3, max_grad_norm=0.0, logging_steps=1,
+    save_strategy="no", report_to="none", bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True,
+)
+trainer = CorrectionOptimizationTrainer(model, args, train_dataset=load_from_disk(data))
+assert trainer.accelerator.num_processes == int(n_processes)
+trainer.train()
+if trainer.accelerator.is_main_process:
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    torch.save({"weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(), "log": entries}, out + ".pt")
+"""
+
+
+def launch(arguments, n_processes, cwd):
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", str(TWO_PROCESSES), "--num_processes", str(n_processes), "--main_process_port", "0"]
+    if n_processes == 1:
+        launcher = [sys.executable]
+    done = subprocess.run(
+        launcher + arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_train_as_one(tmp_path, tiny_model, plain_pairs):
+    rows = plain_pairs.to_list()[:24]
+    rows[3]["correction"] = rows[3]["response"]
+    data = tmp_path / "data"
+    type(plain_pairs).from_list(rows).save_to_disk(data)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    results = {}
+    for n_processes, accumulation in ((1, 1), (2, 1), (2, 2)):
+        out = tmp_path / f"out{n_processes}{accumulation}"
+        launch([str(script), tiny_model, str(data), str(out), str(n_processes), str(accumulation)], n_processes, tmp_path)
+        results[n_processes, accumulation] = torch.load(f"{out}.pt", weights_only=True)
+    one = results.pop((1, 1))
+    for other in results.values():
+        for entry, expected in zip(other["log"], one["log"], strict=True):
+            for key in ("loss", "logps/response", "logps/correction", "corrections/in_loss", "margins/mean", "num_tokens"):
+                assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), key
+        for name, tensor in one["weights"].items():
+            torch.testing.assert_close(other["weights"][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_the_recipe_runs_on_two_processes(tmp_path):
+    launch(
+        [
+            str(ROOT / "recipes" / "correction_optimization.py"),
+            *"--max_steps 2 --per_device_train_batch_size 8 --test_rows 41 --output_dir out".split(),
+        ],
+        n_processes=2,
+        cwd=tmp_path,
+    )
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["before"].keys() == metrics["after"].keys()
+    assert metrics["after"]["acc@t1"]["n"] == 41
