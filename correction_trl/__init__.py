@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Public name -> module. Loaded on first use, so that `import correction_trl` (and every `--help`) stays fast.
-_PUBLIC = {
+_MODULES = {
     "CorrectionOptimizationConfig": "correction_optimization_config",
     "CorrectionOptimizationTrainer": "correction_optimization_trainer",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = ["CorrectionOptimizationConfig", "CorrectionOptimizationTrainer", "__version__"]
 
 if TYPE_CHECKING:
     from .correction_optimization_config import CorrectionOptimizationConfig
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__():

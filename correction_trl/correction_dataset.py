@@ -1,13 +1,15 @@
 """What a dataset for correction optimization looks like, and one clear sentence about the first row that does not.
 
-Two kinds: **stored pairs** (`prompt`, `response`, `correction`; TRL's `rejected` and `chosen` are accepted in their place)
-and **prompts** (`prompt` and whatever a teacher needs). Texts are plain, or conversational: a list of messages; with a
-conversational prompt, a response may also be given as plain text.
+Two kinds: **stored pairs** (`prompt`, `response`, `correction`; TRL's `rejected` and `chosen` are accepted in their
+place) and **prompts** (`prompt` and whatever a teacher needs). Texts are plain, or conversational: a list of messages;
+with a conversational prompt, a response may also be given as plain text.
 """
 
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+
+from .errors import BadInput
 
 
 PAIRS, PROMPTS = "pairs", "prompts"
@@ -34,19 +36,20 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
 
     Raises:
         TypeError: If it is no dataset.
-        ValueError: If it is empty, lacks a column, or a row's prompt, response or correction is empty, missing or not text.
+        BadInput: If it is empty, lacks a column, or a row's prompt, response or correction is empty, missing or not
+        text.
     """
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(f"`{name}` must be a `datasets.Dataset`, got {type(dataset).__name__}.")
     columns = _columns(dataset)
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
-        raise ValueError(f"`{name}` is empty: it has no rows.")
+        raise BadInput(f"`{name}` is empty: it has no rows.")
     kind = dataset_kind(dataset)
     if kind == PROMPTS:
         if "prompt" not in columns:
-            raise ValueError(
-                f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}. It needs 'prompt', 'response' and "
-                "'correction' (or TRL's 'prompt', 'rejected', 'chosen'), or 'prompt' and a teacher."
+            raise BadInput(
+                f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}. It needs 'prompt', "
+                "'response' and 'correction' (or TRL's 'prompt', 'rejected', 'chosen'), or 'prompt' and a teacher."
             )
         if teacher is None:
             half = next((names for names in (_OWN_NAMES, _TRL_NAMES) if set(names) & set(columns)), None)
@@ -55,7 +58,7 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
                 if half
                 else "it has no responses and corrections"
             )
-            raise ValueError(
+            raise BadInput(
                 f"`{name}` cannot be trained on: {missing} (columns: {', '.join(columns)}) and no `teacher` was given."
             )
         checked = ["prompt"]
@@ -63,7 +66,7 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
         names = _OWN_NAMES if set(_OWN_NAMES) <= set(columns) else _TRL_NAMES
         checked = [*(["prompt"] if "prompt" in columns else []), *names]
         if names == _OWN_NAMES and "prompt" not in columns:
-            raise ValueError(f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}.")
+            raise BadInput(f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}.")
 
     if isinstance(dataset, Dataset):
         index = 0
@@ -76,8 +79,8 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
 
 
 def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Give stored pairs TRL's column names and formats: `rejected` is the response, `chosen` the correction, both lists of
-    messages where the prompt is."""
+    """Give stored pairs TRL's column names and formats: `rejected` is the response, `chosen` the correction, both
+    lists of messages where the prompt is."""
     columns = _columns(dataset)
     for own, trl in zip(_OWN_NAMES, _TRL_NAMES, strict=True):
         if own in columns and trl not in columns:
@@ -87,7 +90,9 @@ def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | Itera
 
         def as_messages(row):
             return {
-                column: [{"role": "assistant", "content": row[column]}] if isinstance(row[column], str) else row[column]
+                column: [{"role": "assistant", "content": row[column]}]
+                if isinstance(row[column], str)
+                else row[column]
                 for column in _TRL_NAMES
             }
 
@@ -115,9 +120,9 @@ def _check_row(row: dict[str, Any], index: int, name: str) -> None:
     for column, value in row.items():
         problem = _problem(value)
         if problem:
-            raise ValueError(
-                f"`{name}`, row {index}: the {column} {problem}; correct or remove the row (plain text, or a list of messages "
-                "with 'role' and 'content', is expected)."
+            raise BadInput(
+                f"`{name}`, row {index}: the {column} {problem}; correct or remove the row (plain text, or a list of "
+                "messages with 'role' and 'content', is expected)."
             )
 
 

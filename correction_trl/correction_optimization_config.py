@@ -3,6 +3,7 @@ from typing import Any
 
 from trl import DPOConfig
 
+from .errors import BadInput
 from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
@@ -26,9 +27,9 @@ class CorrectionOptimizationConfig(DPOConfig):
     r"""
     Configuration class for the [`CorrectionOptimizationTrainer`].
 
-    This class includes only the parameters that are specific to correction optimization. For the others (reference model,
-    truncation, dropout, ...) see [`~trl.DPOConfig`] and [`~transformers.TrainingArguments`]. Settings of `DPOConfig` that
-    have no meaning here raise an error.
+    This class includes only the parameters that are specific to correction optimization. For the others (reference
+    model, truncation, dropout, ...) see [`~trl.DPOConfig`] and [`~transformers.TrainingArguments`]. Settings of
+    `DPOConfig` that have no meaning here raise an error.
 
     Parameters:
         > Parameters that control the loss
@@ -55,9 +56,9 @@ class CorrectionOptimizationConfig(DPOConfig):
             γ of `loss_type="ddpo"`: the weight of a corrected token relative to a kept one.
         length_prior (`str`, *optional*):
             A prior l over response lengths, P(y) = π(y) l(y): `"normal"`, `"lognormal"`, `"fitted"`, or
-            `"module:function"` for a function from lengths to log-probabilities. Inside a non-linear loss it shifts the
-            margin by log l(y') − log l(y). Under the linear loss that shift is a constant; there the prior acts through
-            the sampling of y (a score-function term), so it needs on-policy responses.
+            `"module:function"` for a function from lengths to log-probabilities. Inside a non-linear loss it shifts
+            the margin by log l(y') − log l(y). Under the linear loss that shift is a constant; there the prior acts
+            through the sampling of y (a score-function term), so it needs on-policy responses.
         length_prior_mean (`float`, *optional*):
             Mean length in tokens, for `"normal"` and `"lognormal"`.
         length_prior_std (`float`, *optional*):
@@ -92,11 +93,11 @@ class CorrectionOptimizationConfig(DPOConfig):
         generation_batch_size (`int`, *optional*):
             Most prompts in one call of `generate`; by default all those of an update (times `max_staleness + 1`).
         max_staleness (`int`, *optional*, defaults to `0`):
-            Most updates by which a response may lag behind the policy that it trains. `0`: every response is sampled from
-            the current policy; k: responses for k + 1 updates are sampled at once.
+            Most updates by which a response may lag behind the policy that it trains. `0`: every response is sampled
+            from the current policy; k: responses for k + 1 updates are sampled at once.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
-            Whether a pair whose response hit `max_completion_length` is left out of the loss. Such a response carries no
-            end-of-sequence token, its correction does.
+            Whether a pair whose response hit `max_completion_length` is left out of the loss. Such a response carries
+            no end-of-sequence token, its correction does.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print a few responses with their corrections every `logging_steps`.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
@@ -147,7 +148,9 @@ class CorrectionOptimizationConfig(DPOConfig):
     )
     dpop_lambda: float = field(default=50.0, metadata={"help": "Penalty weight of `dpop`."})
     cpl_bias: float = field(default=0.5, metadata={"help": "Weight of the response's term in `cpl`, in (0, 1]."})
-    ddpo_gamma: float = field(default=5.0, metadata={"help": "Weight of a corrected token in `ddpo`; a kept one has 1."})
+    ddpo_gamma: float = field(
+        default=5.0, metadata={"help": "Weight of a corrected token in `ddpo`; a kept one has 1."}
+    )
     length_prior: str | None = field(
         default=None, metadata={"help": "'normal', 'lognormal', 'fitted' or 'module:function'."}
     )
@@ -172,7 +175,9 @@ class CorrectionOptimizationConfig(DPOConfig):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling probability."})
     top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0: all."})
-    min_p: float | None = field(default=None, metadata={"help": "Least probability relative to the most likely token."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Least probability relative to the most likely token."}
+    )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further generation arguments."}
@@ -213,7 +218,7 @@ class CorrectionOptimizationConfig(DPOConfig):
         for name, remedy in _UNUSED_DPO_SETTINGS.items():
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
-                raise ValueError(f"`{name}` has no meaning for correction optimization; remove it: {remedy}.")
+                raise BadInput(f"`{name}` has no meaning for correction optimization; remove it: {remedy}.")
         # A YAML `true` and the command line's "true" mean the same
         self.shared_prefix = {"true": True, "false": False, "auto": "auto"}.get(str(self.shared_prefix).lower())
         self._check()
@@ -223,38 +228,36 @@ class CorrectionOptimizationConfig(DPOConfig):
 
     def _check(self):
         if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"Unknown `loss_type={self.loss_type!r}`: expected one of {', '.join(LOSS_TYPES)}.")
+            raise BadInput(f"Unknown `loss_type={self.loss_type!r}`: expected one of {', '.join(LOSS_TYPES)}.")
         if self.shared_prefix is None:
-            raise ValueError("`shared_prefix` must be 'auto', True or False.")
+            raise BadInput("`shared_prefix` must be 'auto', True or False.")
         if self.unchanged_pairs not in ("drop", "keep"):
-            raise ValueError(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
+            raise BadInput(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
         if self.beta <= 0:
-            raise ValueError(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
+            raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
         if self.nll_weight < 0:
-            raise ValueError(f"`nll_weight={self.nll_weight}` must not be negative.")
+            raise BadInput(f"`nll_weight={self.nll_weight}` must not be negative.")
         if self.loss_type == "dpop" and self.reference_free:
-            raise ValueError(
+            raise BadInput(
                 "`loss_type='dpop'` penalises a correction that is less likely than under the reference; it needs "
                 "`reference_free=False`."
             )
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"`label_smoothing={self.label_smoothing}` must lie in [0, 0.5).")
+            raise BadInput(f"`label_smoothing={self.label_smoothing}` must lie in [0, 0.5).")
         if self.label_smoothing and self.loss_type != "sigmoid":
-            raise ValueError(
+            raise BadInput(
                 f"`label_smoothing` belongs to `loss_type='sigmoid'`; with {self.loss_type!r} leave it at 0."
             )
         if not 0 < self.cpl_bias <= 1:
-            raise ValueError(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
+            raise BadInput(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
         if self.ddpo_gamma <= 0:
-            raise ValueError(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
+            raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
         if self.max_staleness < 0 or self.max_completion_length < 1:
-            raise ValueError("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
+            raise BadInput("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
         if self.generation_batch_size is not None and self.generation_batch_size < 1:
-            raise ValueError(f"`generation_batch_size={self.generation_batch_size}` must be at least 1.")
+            raise BadInput(f"`generation_batch_size={self.generation_batch_size}` must be at least 1.")
         if self.temperature <= 0:
-            raise ValueError(
+            raise BadInput(
                 f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
             )
-        make_length_prior(
-            self.length_prior, self.length_prior_mean, self.length_prior_std, self.length_prior_lengths
-        )
+        make_length_prior(self.length_prior, self.length_prior_mean, self.length_prior_std, self.length_prior_lengths)

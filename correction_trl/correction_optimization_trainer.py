@@ -33,6 +33,7 @@ from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from .correction_dataset import PROMPTS, check_dataset, dataset_kind, message_text, to_preference_columns
 from .correction_optimization_config import CorrectionOptimizationConfig
+from .errors import BadInput, TeacherFailed
 from .generation import generate_completions
 from .length_prior import make_length_prior
 from .losses import (
@@ -81,37 +82,39 @@ _NOT_FOR_THE_MODEL = {
 
 class CorrectionOptimizationTrainer(DPOTrainer):
     r"""
-    Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more capable
-    model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the amount of
-    correction
+    Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
+    capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
+    amount of correction
 
-    $$ \min_\pi \; \mathbb{E}\left[\log P(y|x) - \log P(y'|x)\right], \qquad P = \pi \ \text{or} \ P = \pi / \pi_{old} $$
+    $$ \min_\pi \; \mathbb{E}\left[\log P(y|x) - \log P(y'|x)\right], \qquad P = \pi \ \text{or} \ P = \pi / \pi_{old}
+    $$
 
     (times a length prior l in P, where one is set), as proposed by Praveen Hegde
-    ([model card](https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b)). With `loss_type="sigmoid"` and the
-    reference it is DPO ([paper](https://huggingface.co/papers/2305.18290)) with y rejected and y' chosen; reference-free it
-    is CPL ([paper](https://huggingface.co/papers/2310.13639)).
+    ([model card](https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b)). With `loss_type="sigmoid"` and
+    the reference it is DPO ([paper](https://huggingface.co/papers/2305.18290)) with y rejected and y' chosen;
+    reference-free it is CPL ([paper](https://huggingface.co/papers/2310.13639)).
 
-    **How it departs from its source.** The linear loss has no lower bound and, on pairs that are used again, destroys the
-    policy (measured in `results/`); the default is therefore the bounded sigmoid loss with an NLL anchor on y'.
+    **How it departs from its source.** The linear loss has no lower bound and, on pairs that are used again, destroys
+    the policy (measured in `results/`); the default is therefore the bounded sigmoid loss with an NLL anchor on y'.
     `loss_type="linear", nll_weight=0.0, reference_free=True` is the note's objective as written.
 
     **Stored pairs or on-policy.** A dataset with the columns `prompt`, `response`, `correction` (or TRL's `prompt`,
-    `rejected`, `chosen`) is trained on as it is. With a `prompt` column and a `teacher`, the current policy samples the
-    responses of an update just before it, the teacher corrects them, and the loss steps, inside one run with one optimizer.
+    `rejected`, `chosen`) is trained on as it is. With a `prompt` column and a `teacher`, the current policy samples
+    the responses of an update just before it, the teacher corrects them, and the loss steps, inside one run with one
+    optimizer.
 
-    **What is in the loss.** The tokens of y and y', their stop token included; never the prompt or padding. y is trained as
-    the ids that were sampled. A sampled y that hit the length limit carries no stop token (see
+    **What is in the loss.** The tokens of y and y', their stop token included; never the prompt or padding. y is
+    trained as the ids that were sampled. A sampled y that hit the length limit carries no stop token (see
     `mask_truncated_completions`). Pairs whose correction is missing or longer than the limit are counted and left out;
     pairs with y' = y likewise, unless `unchanged_pairs="keep"`. The loss is the mean over the pairs that count, of the
     whole update: over accumulation steps and processes, so that it does not depend on how an update is split.
 
-    **What it overrides.** Both modes need a reference policy, its log-probs, PEFT and quantization handling, and tokenised
-    pairs; only one needs sampling. `DPOTrainer` has all of the former and `RLOOTrainer`/`GRPOTrainer` only the latter, tied
-    to reward functions and to groups of at least two samples per prompt, so this class extends `DPOTrainer` and adds the
-    sampling: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_precompute_ref_logps`, `compute_ref_log_probs`,
-    `get_batch_samples`, `_prepare_inputs`, `evaluate`, `compute_loss`, `log`, `_save_checkpoint` and
-    `_load_optimizer_and_scheduler`.
+    **What it overrides.** Both modes need a reference policy, its log-probs, PEFT and quantization handling, and
+    tokenised pairs; only one needs sampling. `DPOTrainer` has all of the former and `RLOOTrainer`/`GRPOTrainer` only
+    the latter, tied to reward functions and to groups of at least two samples per prompt, so this class extends
+    `DPOTrainer` and adds the sampling: `_prepare_dataset`, `_set_signature_columns_if_needed`,
+    `_precompute_ref_logps`, `compute_ref_log_probs`, `get_batch_samples`, `_prepare_inputs`, `evaluate`,
+    `compute_loss`, `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler`.
 
     Example:
 
@@ -143,8 +146,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
             Likewise; prompts need a `teacher`.
         teacher (`Callable` or object with a method `correct`, *optional*):
-            Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses, `None`
-            where it has none.
+            Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses,
+            `None` where it has none.
         reward_funcs (`Callable` or `list[Callable]`, *optional*):
             Value functions with TRL's signature. They are logged for y and y', and are in no loss.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
@@ -159,7 +162,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             Adapter to train.
 
     Raises:
-        ValueError: If the data, the teacher or the settings cannot work together; the message names the row, the column or
+        BadInput: If the data, the teacher or the settings cannot work together; the message names the row, the column
+        or
             the setting.
     """
 
@@ -199,55 +203,62 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
         # Everything that can be wrong with the data is said before a model is loaded.
         if train_dataset is None:
-            raise ValueError("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
+            raise BadInput("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
         check_dataset(train_dataset, "train_dataset", teacher)
         on_policy = dataset_kind(train_dataset) == PROMPTS
         if on_policy and isinstance(train_dataset, IterableDataset):
-            raise ValueError("On-policy training needs a map-style dataset; load it with `streaming=False`.")
+            raise BadInput("On-policy training needs a map-style dataset; load it with `streaming=False`.")
         if not on_policy and teacher is not None:
-            raise ValueError(
-                "`train_dataset` holds stored corrections and a `teacher` was given as well; drop the `teacher`, or drop the "
-                "columns with the responses and corrections to train on-policy."
+            raise BadInput(
+                "`train_dataset` holds stored corrections and a `teacher` was given as well; drop the `teacher`, or "
+                "drop the columns with the responses and corrections to train on-policy."
             )
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in eval_datasets.items():
             if dataset is not None:
                 check_dataset(dataset, name, teacher)
         if on_policy and args.precompute_ref_log_probs:
-            raise ValueError(
+            raise BadInput(
                 "`precompute_ref_log_probs` needs stored pairs; on-policy responses do not exist before training."
             )
         if on_policy and args.dataloader_num_workers:
-            raise ValueError("On-policy training samples in the main process; set `dataloader_num_workers: 0`.")
+            raise BadInput("On-policy training samples in the main process; set `dataloader_num_workers: 0`.")
         if args.loss_type == "linear" and args.length_prior is not None and not on_policy:
-            raise ValueError(
-                "Under the linear loss a length prior on stored pairs is a constant without a gradient; use a non-linear "
-                "`loss_type`, or train on-policy."
+            raise BadInput(
+                "Under the linear loss a length prior on stored pairs is a constant without a gradient; use a "
+                "non-linear `loss_type`, or train on-policy."
             )
         if args.reference_free and ref_model is not None:
-            raise ValueError("`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`.")
+            raise BadInput(
+                "`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`."
+            )
         split_batches = args.accelerator_config.split_batches
         if split_batches and args.per_device_train_batch_size % args.world_size:
-            raise ValueError(
+            raise BadInput(
                 f"With `split_batches`, `per_device_train_batch_size={args.per_device_train_batch_size}` is shared by "
                 f"{args.world_size} processes and must be a multiple of that number."
             )
         per_batch = args.per_device_train_batch_size * (1 if split_batches else args.world_size)
-        if args.dataloader_drop_last and not isinstance(train_dataset, IterableDataset) and len(train_dataset) < per_batch:
-            raise ValueError(
-                f"`train_dataset` has {len(train_dataset)} rows, fewer than one batch of {per_batch} (all processes); with "
-                "`dataloader_drop_last` nothing would be trained. Lower `per_device_train_batch_size`."
+        if (
+            args.dataloader_drop_last
+            and not isinstance(train_dataset, IterableDataset)
+            and len(train_dataset) < per_batch
+        ):
+            raise BadInput(
+                f"`train_dataset` has {len(train_dataset)} rows, fewer than one batch of {per_batch} (all "
+                "processes); with `dataloader_drop_last` nothing would be trained. Lower "
+                "`per_device_train_batch_size`."
             )
 
         if args.loss_type == "ddpo" and {"image", "images"} & set(next(iter(train_dataset))):
-            raise ValueError("`loss_type='ddpo'` compares token ids before the batch is made; it does not take images.")
+            raise BadInput("`loss_type='ddpo'` compares token ids before the batch is made; it does not take images.")
 
         self.teacher = teacher
         reward_funcs = [] if reward_funcs is None else reward_funcs
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         for function in self.reward_funcs:
             if not callable(function):
-                raise ValueError(
+                raise BadInput(
                     f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not model ids."
                 )
         self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
@@ -262,8 +273,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         self._warned_displacement = False
         self._eval_batch = 0
 
-        # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference log-probs
-        # are precomputed. Reference-free needs neither, so it is told the latter, and `_precompute_ref_logps` does nothing.
+        # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference
+        # log-probs are precomputed. Reference-free needs neither, so it is told the latter, and
+        # `_precompute_ref_logps` does nothing.
         args.precompute_ref_log_probs = args.precompute_ref_log_probs or args.reference_free
         super().__init__(
             model=model,
@@ -294,17 +306,21 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
 
         if dataset_kind(dataset) == PROMPTS:
-            self._prompt_dataset_columns += [column for column in columns if column not in self._prompt_dataset_columns]
+            self._prompt_dataset_columns += [
+                column for column in columns if column not in self._prompt_dataset_columns
+            ]
             if args.max_length is not None:
                 limit = args.max_length - args.max_completion_length
                 if limit < 1:
-                    raise ValueError(
+                    raise BadInput(
                         f"`max_length={args.max_length}` leaves no room for a prompt beside `max_completion_length="
                         f"{args.max_completion_length}`; raise the former or lower the latter."
                     )
                 n_rows = len(dataset)
                 dataset = dataset.filter(
-                    lambda row: len(tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit,
+                    lambda row: (
+                        len(tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit
+                    ),
                     desc=f"Checking prompt lengths of the {dataset_name} dataset",
                     **map_kwargs,
                 )
@@ -329,10 +345,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             }
             if self.reward_funcs:
                 others = {
-                    key: [value] for key, value in row.items() if key not in ("prompt", "chosen", "rejected") and "_ids" not in key
+                    key: [value]
+                    for key, value in row.items()
+                    if key not in ("prompt", "chosen", "rejected") and "_ids" not in key
                 }
                 numbers["values"] = [
-                    [_nan_if_none(call_value_function(function, [row["prompt"]], [text], others)[0]) for text in (response, correction)]
+                    [
+                        _nan_if_none(call_value_function(function, [row["prompt"]], [text], others)[0])
+                        for text in (response, correction)
+                    ]
                     for function in self.reward_funcs
                 ]
             return numbers
@@ -347,15 +368,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                     len(dataset) - len(fits),
                     len(dataset),
                     dataset_name,
-                    f"their prompt and correction exceed `max_length={args.max_length}` tokens, and a correction that is cut "
-                    "off would teach never to stop",
+                    f"their prompt and correction exceed `max_length={args.max_length}` tokens, and a correction "
+                    "that is cut off would teach never to stop",
                 )
             dataset = fits
         return dataset
 
     def _report_dropped(self, n_dropped, n_rows, dataset_name, reason):
         if n_dropped == n_rows:
-            raise ValueError(f"No row of the {dataset_name} dataset can be used: {reason}. Raise `max_length`.")
+            raise BadInput(f"No row of the {dataset_name} dataset can be used: {reason}. Raise `max_length`.")
         if n_dropped:
             logger.warning(f"{n_dropped} of {n_rows} rows of the {dataset_name} dataset are left out: {reason}.")
 
@@ -398,9 +419,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if reason is None:
             self.data_collator.shared_prefix = self.args.shared_prefix
         elif self.args.shared_prefix is True:
-            raise ValueError(
-                f"`shared_prefix=True` is not possible for {type(self.model).__name__}: {reason}. Set `shared_prefix: auto` "
-                "(two rows per pair)."
+            raise BadInput(
+                f"`shared_prefix=True` is not possible for {type(self.model).__name__}: {reason}. Set "
+                "`shared_prefix: auto` (two rows per pair)."
             )
         else:
             logger.info(f"Pairs are computed in two rows: {reason}.")
@@ -415,7 +436,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             reason = self_check(self.model, pairs, self._tokenizer.pad_token_id)
         if reason is not None:
             if self.args.shared_prefix is True:
-                raise ValueError(
+                raise BadInput(
                     f"`shared_prefix=True` failed its check on the first batch: {reason}. Set `shared_prefix: false`."
                 )
             self.data_collator.shared_prefix = False
@@ -478,8 +499,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         )
 
     def _sample(self, prompt_ids: list[list[int]], seed_name: str) -> list[list[int]]:
-        """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so that a
-        resumed run samples what the uninterrupted one did; the surrounding random state is left as it was."""
+        """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so
+        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was."""
         if self._vllm is not None:
             if self._vllm_synced_step != self.state.global_step:
                 self._vllm.sync_weights()
@@ -515,7 +536,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         """Sample a response to each prompt and have it corrected: examples for the collator."""
         prompts = [row["prompt"] for row in rows]
         columns = {
-            key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "tools", "chat_template_kwargs")
+            key: [row[key] for row in rows]
+            for key in rows[0]
+            if key not in ("prompt", "tools", "chat_template_kwargs")
         }
         rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row)) for row in rows]
 
@@ -526,9 +549,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         try:
             corrections = call_teacher(self.teacher, prompts, responses, columns)
         except Exception as error:
-            raise RuntimeError(
-                f"The teacher {teacher_name(self.teacher)!r} failed at step {self.state.global_step}: {error} Training can "
-                "go on from the last checkpoint with `resume_from_checkpoint`."
+            raise TeacherFailed(
+                f"The teacher {teacher_name(self.teacher)!r} failed at step {self.state.global_step}: {error} "
+                "Training can go on from the last checkpoint with `resume_from_checkpoint`."
             ) from error
         corrected = time.perf_counter()
         self._count(mode, {"time/generation": sampled - start, "time/teacher": corrected - sampled}, count=1)
@@ -558,7 +581,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             if correction is None or correction == response:
                 correction_ids = response_ids[i]
             else:
-                correction_ids = encode_completion(self._tokenizer, row["prompt"], *rendered[i], correction, end_of_turn)
+                correction_ids = encode_completion(
+                    self._tokenizer, row["prompt"], *rendered[i], correction, end_of_turn
+                )
             too_long = len(correction_ids) > self.args.max_completion_length
             truncated = not response_ids[i] or response_ids[i][-1] not in stop_ids
             example = {
@@ -582,8 +607,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor]:
-        # All pairs of an update are sampled at once (with `max_staleness`, those of the next updates too), from the policy
-        # as it is before the update. The number of pairs that count in the update, over accumulation steps and
+        # All pairs of an update are sampled at once (with `max_staleness`, those of the next updates too), from the
+        # policy as it is before the update. The number of pairs that count in the update, over accumulation steps and
         # processes, is what its loss is divided by.
         if self._n_to_skip:
             super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
@@ -655,7 +680,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             gamma = self.args.ddpo_gamma
             return (
                 edit_weighted_scores(log_probs.response, log_probs.response_mask, inputs["response_edited"], gamma),
-                edit_weighted_scores(log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma),
+                edit_weighted_scores(
+                    log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma
+                ),
             )
         response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
         if self.args.loss_type == "ipo":
@@ -757,7 +784,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
         everything = torch.ones_like(weights)
         changed = corrected * (1 - inputs["unchanged"])
-        # name: (values, weights); each is logged as the weighted mean over the pairs of all processes since the last log
+        # name: (values, weights); each is logged as the weighted mean over the pairs of all processes since the last
+        # log
         columns = {
             "logps/response": (response, corrected),
             "logps/correction": (correction, corrected),
@@ -828,10 +856,10 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             self._warned_displacement = True
             remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 0.5`"
             warnings.warn(
-                f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} nats to "
-                f"{sum(now) / window:.2f}. The loss is pushing responses and corrections down together (likelihood "
-                f"displacement): {remedy}, lower the learning rate, or use a bounded `loss_type` such as 'sigmoid' or "
-                "'dpop'; stored pairs should not be used for more than one epoch.",
+                f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} "
+                f"nats to {sum(now) / window:.2f}. The loss is pushing responses and corrections down together "
+                f"(likelihood displacement): {remedy}, lower the learning rate, or use a bounded `loss_type` such as "
+                "'sigmoid' or 'dpop'; stored pairs should not be used for more than one epoch.",
                 stacklevel=2,
             )
 
@@ -883,8 +911,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
 class _PairCollator:
     """
-    Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair), and in
-    both cases the per-pair numbers. Prompts pass through untouched.
+    Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair),
+    and in both cases the per-pair numbers. Prompts pass through untouched.
     """
 
     def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, attn_implementation: str):
@@ -923,7 +951,8 @@ class _PairCollator:
         numbers = {key: [example.get(key, 0.0) for example in examples] for key in _PAIR_COLUMNS}
         drop_unchanged = self.args.unchanged_pairs == "drop"
         numbers["pair_weight"] = [
-            0.0 if drop_unchanged and example.get("unchanged") else example.get("pair_weight", 1.0) for example in examples
+            0.0 if drop_unchanged and example.get("unchanged") else example.get("pair_weight", 1.0)
+            for example in examples
         ]
         if examples[0].get("values"):
             numbers["values"] = [example["values"] for example in examples]

@@ -1,8 +1,8 @@
 """The embedded default: a small task with exact answers and a tiny chat model that makes real mistakes on it.
 
-Additions of two 12-digit numbers, written most significant digit first, so that carries have to be foreseen. Both are built
-by `data/build.py`; see the cards in `data/`. Here is where they lie, and what a teacher, a value function and a feedback
-function for the task are.
+Additions of two 12-digit numbers, written most significant digit first, so that carries have to be foreseen. Both are
+built by `data/build.py`; see the cards in `data/`. Here is where they lie, and what a teacher, a value function and a
+feedback function for the task are.
 """
 
 from pathlib import Path
@@ -27,20 +27,20 @@ def embedded_path(name: str) -> str:
         if folder.is_dir():
             return str(folder)
     raise FileNotFoundError(
-        f"The embedded {name!r} was not found in {package / 'data'} or {package.parent / 'data'}; install from a clone, or "
-        "rebuild it with `python data/build.py`."
+        f"The embedded {name!r} was not found in {package / 'data'} or {package.parent / 'data'}; install from a "
+        "clone, or rebuild it with `python data/build.py`."
     )
 
 
 def right_answer_teacher(prompts: list[Prompt], responses: list[str], answer: list[str], **columns: Any) -> list[str]:
-    """A teacher that makes the fewest edits which leave no digit wrong. Answers are unique and of one length, so the result
-    is the right answer; only the wrong digits of the response are touched."""
+    """A teacher that makes the fewest edits which leave no digit wrong. Answers are unique and of one length, so the
+    result is the right answer; only the wrong digits of the response are touched."""
     return list(answer)
 
 
 def one_digit_teacher(prompts: list[Prompt], responses: list[str], answer: list[str], **columns: Any) -> list[str]:
-    """A teacher that corrects one mistake at a time: the wrong digit of lowest order. A response of another length than the
-    answer is replaced by the answer."""
+    """A teacher that corrects one mistake at a time: the wrong digit of lowest order. A response of another length
+    than the answer is replaced by the answer."""
     corrections = []
     for response, right in zip(responses, answer, strict=True):
         correction = right

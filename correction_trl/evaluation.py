@@ -32,7 +32,8 @@ class Evaluation:
 
     Attributes:
         metrics (`dict[str, dict]`):
-            Per metric its mean over problems, 95 % bootstrap interval and number of problems: `{"mean", "low", "high", "n"}`.
+            Per metric its mean over problems, 95 % bootstrap interval and number of problems: `{"mean", "low", "high",
+            "n"}`.
         per_problem (`dict[str, list[float | None]]`):
             The same metrics per problem, in the order of the dataset; `None` where a problem could not be judged.
         examples (`list[dict]`):
@@ -49,7 +50,7 @@ def evaluate_corrections(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
-    teacher: Any,
+    teacher: Any = None,
     value_function: Callable | None = None,
     max_completion_length: int = 256,
     temperature: float = 1.0,
@@ -60,10 +61,11 @@ def evaluate_corrections(
     """
     Evaluate a policy on held-out prompts.
 
-    The keys: `acc@t1` (mean value of the greedy response) and `acc@t1/sampled` (of one sampled response), if a value function
-    is given; and, over the *sampled* responses y ∼ π(·|x) and their corrections y', which is what correction optimization
-    minimises in expectation, `correction_amount` (log π(y|x) − log π(y'|x), nats), `correction_edit_ratio` (Levenshtein
-    distance of the texts over the longer length), `logps/response`, `logps/correction` (nats) and `corrections/unchanged`.
+    The keys: `acc@t1` (mean value of the greedy response) and `acc@t1/sampled` (of one sampled response), if a value
+    function is given; and, over the *sampled* responses y ∼ π(·|x) and their corrections y', which is what correction
+    optimization minimises in expectation, `correction_amount` (log π(y|x) − log π(y'|x), nats),
+    `correction_edit_ratio` (Levenshtein distance of the texts over the longer length), `logps/response`,
+    `logps/correction` (nats) and `corrections/unchanged`.
 
     All processes of a distributed run share the work and get the same result.
 
@@ -74,8 +76,8 @@ def evaluate_corrections(
             Its tokenizer.
         dataset ([`~datasets.Dataset`]):
             Column `prompt`, and whatever the teacher and the value function need.
-        teacher (`Callable` or object with a method `correct`):
-            Corrects the sampled responses.
+        teacher (`Callable` or object with a method `correct`, *optional*):
+            Corrects the sampled responses. Without one, `logps/response` is the only key of the second group.
         value_function (`Callable`, *optional*):
             With TRL's `reward_funcs` signature.
         max_completion_length (`int`, *optional*, defaults to `256`):
@@ -93,9 +95,9 @@ def evaluate_corrections(
         [`Evaluation`].
 
     Raises:
-        ValueError: If the dataset, the teacher or the value function is at fault; the message names the row.
+        BadInput: If the dataset, the teacher or the value function is at fault; the message names the row.
     """
-    check_dataset(dataset, "the evaluation dataset", teacher)
+    check_dataset(dataset, "the evaluation dataset", teacher or value_function)
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
     if tokenizer.pad_token_id is None:
@@ -133,7 +135,9 @@ def evaluate_corrections(
             responses = decode(tokenizer, response_ids)
             if value_function is not None:
                 sampled_accuracy = call_value_function(value_function, prompts, responses, columns)
-            corrections = call_teacher(teacher, prompts, responses, columns)
+            corrections = [None] * n_problems
+            if teacher is not None:
+                corrections = call_teacher(teacher, prompts, responses, columns)
             correction_ids = [
                 response_ids[i]
                 if corrections[i] in (None, responses[i])
@@ -162,6 +166,8 @@ def evaluate_corrections(
         records = gather_object(records)
 
     names = [name for name in records[0][0] if value_function is not None or not name.startswith("acc@")]
+    if teacher is None:
+        names = [name for name in names if "correction" not in name]
     per_problem = {name: [record[name] for record, _ in records] for name in names}
     examples = [texts for _, texts in records if texts["correction"] not in (None, texts["response"])]
     return Evaluation(
@@ -194,7 +200,9 @@ def sequence_log_probs(
     Returns:
         `list[float]`, one per completion.
     """
-    rows = [torch.tensor([*prompt, *completion]) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    rows = [
+        torch.tensor([*prompt, *completion]) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
+    ]
     input_ids = pad(rows, padding_value=pad_token_id, padding_side="left").to(model.device)
     attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(model.device)
     n_kept = max(len(completion) for completion in completion_ids)

@@ -29,8 +29,8 @@ def generate_completions(
             Most prompts per call of `generate`; by default all of them.
 
     Returns:
-        `list[list[int]]`: Ids of each completion, up to and including its first stop token; one that was cut off by the
-        length limit has none.
+        `list[list[int]]`: Ids of each completion, up to and including its first stop token; one that was cut off by
+        the length limit has none.
     """
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
     stop_ids = generation_config.eos_token_id

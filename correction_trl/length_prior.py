@@ -1,13 +1,14 @@
 """Length priors l(·): how much a target domain likes a response of a given length, in tokens.
 
-A prior is a function from a list of lengths to a list of log-probabilities. [`make_length_prior`] builds the one that a
-configuration names.
+A prior is a function from a list of lengths to a list of log-probabilities. [`make_length_prior`] builds the one that
+a configuration names.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from .errors import BadInput
 from .user_functions import import_function
 
 
@@ -46,7 +47,9 @@ def lognormal_length_prior(mean: float, std: float) -> LengthPrior:
 
     def log_prior(lengths: Sequence[int]) -> list[float]:
         logs = [math.log(max(n, 1)) for n in lengths]
-        return [-((log_n - mu) ** 2) / (2 * sigma2) - log_n - math.log(math.sqrt(2 * math.pi * sigma2)) for log_n in logs]
+        return [
+            -((log_n - mu) ** 2) / (2 * sigma2) - log_n - math.log(math.sqrt(2 * math.pi * sigma2)) for log_n in logs
+        ]
 
     return log_prior
 
@@ -62,10 +65,10 @@ def fitted_length_prior(observed: Sequence[int], bandwidth: float | None = None)
             Standard deviation of the kernel, in tokens. Defaults to Silverman's rule, at least 1 token.
 
     Raises:
-        ValueError: If `observed` is empty.
+        BadInput: If `observed` is empty.
     """
     if not observed:
-        raise ValueError("A fitted length prior needs at least one observed length; set `length_prior_lengths`.")
+        raise BadInput("A fitted length prior needs at least one observed length; set `length_prior_lengths`.")
     n = len(observed)
     mean = sum(observed) / n
     std = math.sqrt(sum((length - mean) ** 2 for length in observed) / n)
@@ -77,9 +80,7 @@ def fitted_length_prior(observed: Sequence[int], bandwidth: float | None = None)
     def log_prior(lengths: Sequence[int]) -> list[float]:
         values = []
         for length in lengths:
-            exponents = [
-                math.log(count) - (length - seen) ** 2 / (2 * bandwidth**2) for seen, count in counts.items()
-            ]
+            exponents = [math.log(count) - (length - seen) ** 2 / (2 * bandwidth**2) for seen, count in counts.items()]
             largest = max(exponents)  # log-sum-exp: far from every observed length the plain sum underflows to log 0
             values.append(largest + math.log(sum(math.exp(e - largest) for e in exponents)) - normaliser)
         return values
@@ -108,21 +109,19 @@ def make_length_prior(
             Observed lengths, in tokens, for `"fitted"`.
 
     Raises:
-        ValueError: If the name is unknown, a parameter is missing or not positive, or the function cannot be imported.
+        BadInput: If the name is unknown, a parameter is missing or not positive, or the function cannot be imported.
     """
     if name is None:
         return None
     if name in ("normal", "lognormal"):
         if mean is None or std is None or std <= 0 or (name == "lognormal" and mean <= 0):
-            raise ValueError(
-                f"`length_prior={name!r}` needs `length_prior_mean` and `length_prior_std`, both in tokens and positive; "
-                f"got {mean} and {std}."
+            raise BadInput(
+                f"`length_prior={name!r}` needs `length_prior_mean` and `length_prior_std`, both in tokens and "
+                f"positive; got {mean} and {std}."
             )
         return normal_length_prior(mean, std) if name == "normal" else lognormal_length_prior(mean, std)
     if name == "fitted":
         return fitted_length_prior(lengths or [])
     if ":" in name:
         return import_function(name, "length_prior")
-    raise ValueError(
-        f"Unknown `length_prior={name!r}`: expected 'normal', 'lognormal', 'fitted', or 'module:function'."
-    )
+    raise BadInput(f"Unknown `length_prior={name!r}`: expected 'normal', 'lognormal', 'fitted', or 'module:function'.")

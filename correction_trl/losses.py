@@ -9,8 +9,8 @@ of it; B is the number of pairs.
 * The **margin** of a pair is h = s(y') − s(y): positive once the policy prefers the correction. −h is the *amount of
   correction* that correction optimization minimises.
 
-Nothing here knows a tokenizer, a model or a trainer. Every function returns a tensor of shape `(B,)`; the caller decides
-which pairs count and how they are averaged.
+Nothing here knows a tokenizer, a model or a trainer. Every function returns a tensor of shape `(B,)`; the caller
+decides which pairs count and how they are averaged.
 """
 
 import torch
@@ -26,8 +26,8 @@ def linear_loss(response_scores: torch.Tensor, correction_scores: torch.Tensor) 
 
     $$ L = \log P(y|x) - \log P(y'|x) = -h $$
 
-    It has no lower bound. On fresh samples of the policy its expected gradient is that of supervised fine-tuning on y',
-    since E_{y∼π}[∇ log π(y|x)] = 0; on re-used pairs nothing stops it and it diverges.
+    It has no lower bound. On fresh samples of the policy its expected gradient is that of supervised fine-tuning on
+    y', since E_{y∼π}[∇ log π(y|x)] = 0; on re-used pairs nothing stops it and it diverges.
 
     Args:
         response_scores (`torch.Tensor` of shape `(B,)`):
@@ -107,14 +107,13 @@ def ipo_loss(margins: torch.Tensor, beta: float) -> torch.Tensor:
     return (margins - 1 / (2 * beta)) ** 2
 
 
-def dpop_loss(
-    margins: torch.Tensor, correction_scores: torch.Tensor, beta: float, dpop_lambda: float
-) -> torch.Tensor:
+def dpop_loss(margins: torch.Tensor, correction_scores: torch.Tensor, beta: float, dpop_lambda: float) -> torch.Tensor:
     r"""
-    DPO-Positive ([Smaug](https://huggingface.co/papers/2402.13228)): DPO with a penalty as soon as the correction is less
-    likely than under the reference, which is what plain DPO does to pairs that differ in few tokens.
+    DPO-Positive ([Smaug](https://huggingface.co/papers/2402.13228)): DPO with a penalty as soon as the correction is
+    less likely than under the reference, which is what plain DPO does to pairs that differ in few tokens.
 
-    $$ L = -\log \sigma\left(\beta \left[h - \lambda \max\left(0, \log \frac{\pi_{old}(y'|x)}{\pi(y'|x)}\right)\right]\right) $$
+    $$ L = -\log \sigma\left(\beta \left[h - \lambda \max\left(0, \log
+    \frac{\pi_{old}(y'|x)}{\pi(y'|x)}\right)\right]\right) $$
 
     Args:
         margins (`torch.Tensor` of shape `(B,)`):
@@ -143,7 +142,8 @@ def cpl_loss(
     Contrastive preference learning with its conservative bias ([paper](https://huggingface.co/papers/2310.13639)): the
     response's term is scaled down, so that the loss pushes y down less than it pulls y' up.
 
-    $$ L = -\log \frac{e^{\beta s(y')}}{e^{\beta s(y')} + e^{\lambda \beta s(y)}} = -\log \sigma(\beta [s(y') - \lambda s(y)]) $$
+    $$ L = -\log \frac{e^{\beta s(y')}}{e^{\beta s(y')} + e^{\lambda \beta s(y)}} = -\log \sigma(\beta [s(y') - \lambda
+    s(y)]) $$
 
     Args:
         response_scores (`torch.Tensor` of shape `(B,)`):
@@ -163,10 +163,12 @@ def cpl_loss(
     return -F.logsigmoid(beta * (correction_scores - cpl_bias * response_scores + margin_offset))
 
 
-def edit_weighted_scores(log_probs: torch.Tensor, mask: torch.Tensor, edited: torch.Tensor, gamma: float) -> torch.Tensor:
+def edit_weighted_scores(
+    log_probs: torch.Tensor, mask: torch.Tensor, edited: torch.Tensor, gamma: float
+) -> torch.Tensor:
     r"""
-    Sequence scores of dense DPO ([RLHF-V](https://huggingface.co/papers/2312.00849), Eq. 5): tokens that the correction
-    changed count γ times as much as those it kept.
+    Sequence scores of dense DPO ([RLHF-V](https://huggingface.co/papers/2312.00849), Eq. 5): tokens that the
+    correction changed count γ times as much as those it kept.
 
     $$ s(y) = \frac{1}{N} \left[\sum_{i \in kept} \log \pi(y_i) + \gamma \sum_{i \in edited} \log \pi(y_i)\right],
        \quad N = |kept| + \gamma |edited| $$
@@ -192,8 +194,8 @@ def edit_weighted_scores(log_probs: torch.Tensor, mask: torch.Tensor, edited: to
 
 def nll_anchor(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     r"""
-    Negative log-likelihood of the correction per token, the anchor of [RPO](https://huggingface.co/papers/2404.19733): it
-    keeps log π(y'|x) from falling together with log π(y|x).
+    Negative log-likelihood of the correction per token, the anchor of [RPO](https://huggingface.co/papers/2404.19733):
+    it keeps log π(y'|x) from falling together with log π(y|x).
 
     $$ L = -\frac{1}{|y'|} \log \pi(y'|x) $$
 

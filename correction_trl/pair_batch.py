@@ -46,9 +46,9 @@ def two_row_index(completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
             1 on the completion's tokens, which are contiguous.
 
     Returns:
-        `dict[str, torch.Tensor]` with `response_index`, `response_mask`, `correction_index` and `correction_mask`, of shape
-        `(B, L)`, into outputs of shape `(2 * B, T - 1)`, flattened. A completion token at position 0 has no predictor and
-        is left out, as in TRL.
+        `dict[str, torch.Tensor]` with `response_index`, `response_mask`, `correction_index` and `correction_mask`, of
+        shape `(B, L)`, into outputs of shape `(2 * B, T - 1)`, flattened. A completion token at position 0 has no
+        predictor and is left out, as in TRL.
     """
     predicted = completion_mask[:, 1:]
     n_tokens = predicted.sum(1)
@@ -94,8 +94,8 @@ def edited_tokens(response_ids: list[int], correction_ids: list[int]) -> tuple[l
             Ids of y'.
 
     Returns:
-        `tuple[list[int], list[int]]`: For each sequence 1 at tokens that were replaced, deleted or inserted, 0 at those
-        kept.
+        `tuple[list[int], list[int]]`: For each sequence 1 at tokens that were replaced, deleted or inserted, 0 at
+        those kept.
     """
     response_edited, correction_edited = [0] * len(response_ids), [0] * len(correction_ids)
     for edit in Levenshtein.opcodes(response_ids, correction_ids):

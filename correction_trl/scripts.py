@@ -1,7 +1,7 @@
 """What every recipe does around its trainer: read the configuration, load the data, push the result."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
 from trl import TrlParser
 
+from .errors import BadInput, TeacherFailed
+
 
 def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
     """
-    Parse `--config FILE.yaml` and command-line overrides. Without a config and without a model, `default_config` is used, so
-    that a recipe runs with no arguments.
+    Parse `--config FILE.yaml` and command-line overrides. Without a config and without a model, `default_config` is
+    used, so that a recipe runs with no arguments.
 
     Args:
         dataclass_types (`Sequence[type]`):
@@ -76,6 +78,53 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
 
 
+def run(main: Callable, *args: Any) -> None:
+    """
+    Run a recipe. An error that is meant for the user ends it with its sentence instead of a traceback.
+
+    Args:
+        main (`Callable`):
+            The recipe.
+        *args:
+            Its arguments.
+
+    Raises:
+        SystemExit: With the sentence.
+    """
+    try:
+        main(*args)
+    except (BadInput, TeacherFailed) as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+def check_push(repo_id: str, private: bool | None, token: str | None) -> None:
+    """
+    Create the repository that a run will be pushed to, before the run.
+
+    Args:
+        repo_id (`str`):
+            Where to.
+        private (`bool`, *optional*):
+            Whether a new repository is private; by default as the account says.
+        token (`str`, *optional*):
+            Defaults to the saved login.
+
+    Raises:
+        SystemExit: With one sentence, if the Hub cannot be reached or refuses.
+    """
+    try:
+        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+    except Exception as error:
+        raise SystemExit(
+            f"`push_to_hub` is set, but {repo_id!r} cannot be pushed to ({_first_line(error)}). Log in with `hf auth "
+            "login`, or train without `push_to_hub` and push the folder afterwards."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def push_folder(folder: str, repo_id: str, private: bool | None, token: str | None) -> None:
     """
     Upload a finished run (not its checkpoints) to the Hub. The folder stays as it is, whatever happens.
@@ -103,10 +152,10 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
             ignore_patterns=["checkpoint-*/*", "checkpoint-*", "training_args.bin", "runs/*"],
         )
     except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SystemExit(
-            f"The push to {repo_id!r} failed ({reason}). Nothing is lost: everything is in {folder}. Log in with `hf auth "
-            f"login` if needed, and push it with `hf upload {repo_id} {folder} . --exclude 'checkpoint-*/*'`."
+            f"The push to {repo_id!r} failed ({_first_line(error)}). Nothing is lost: everything is in {folder}. Log "
+            f"in with `hf auth login` if needed, and push it with `hf upload {repo_id} {folder} . --exclude "
+            "'checkpoint-*/*'`."
         ) from None
     print(f"Pushed to https://huggingface.co/{repo_id}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from .errors import BadInput
 from .user_functions import Prompt
 
 
@@ -24,22 +25,23 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) ->
             Whether the prompts are lists of messages.
 
     Raises:
-        ValueError: If there is no end-of-sequence token, or no chat template for conversational prompts.
+        BadInput: If there is no end-of-sequence token, or no chat template for conversational prompts.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has no end-of-sequence token, so a response could never end; set `tokenizer.eos_token` and pass "
-            "the tokenizer as `processing_class`."
+        raise BadInput(
+            "The tokenizer has no end-of-sequence token, so a response could never end; set `tokenizer.eos_token` "
+            "and pass the tokenizer as `processing_class`."
         )
     if conversational and tokenizer.chat_template is None:
-        raise ValueError(
-            "The prompts are conversational (lists of messages), but the tokenizer has no chat template; use a chat model, "
-            "set `tokenizer.chat_template`, or give the prompts as plain text."
+        raise BadInput(
+            "The prompts are conversational (lists of messages), but the tokenizer has no chat template; use a chat "
+            "model, set `tokenizer.chat_template`, or give the prompts as plain text."
         )
 
 
 def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig) -> list[int]:
-    """Every token id that ends a response: the tokenizer's end-of-sequence token first, then those the model declares."""
+    """Every token id that ends a response: the tokenizer's end-of-sequence token first, then those the model
+    declares."""
     declared = generation_config.eos_token_id
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return [tokenizer.eos_token_id, *(token for token in declared if token != tokenizer.eos_token_id)]
@@ -49,8 +51,8 @@ def end_of_turn_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[
     """
     The stop token that ends an assistant's turn: the one the chat template writes, else the end-of-sequence token.
 
-    Some families end a turn with another token than their end-of-sequence token (Gemma's `<end_of_turn>`); a correction has
-    to end as the policy's own responses do.
+    Some families end a turn with another token than their end-of-sequence token (Gemma's `<end_of_turn>`); a
+    correction has to end as the policy's own responses do.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -106,8 +108,9 @@ def encode_completion(
     """
     Token ids of a completion that was given as text (a teacher's), its stop token included.
 
-    The text is tokenised together with its prompt, so that a tokenizer whose pieces depend on what stands before them gives
-    the ids that the model would have emitted. Where tokens merge across the boundary, the completion is tokenised alone.
+    The text is tokenised together with its prompt, so that a tokenizer whose pieces depend on what stands before them
+    gives the ids that the model would have emitted. Where tokens merge across the boundary, the completion is
+    tokenised alone.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):

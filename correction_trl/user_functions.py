@@ -1,10 +1,10 @@
-"""Functions that users write (teachers, value functions, length priors): finding them by name, calling them, and saying
-which row went wrong when they fail.
+"""Functions that users write (teachers, value functions, length priors): finding them by name, calling them, and
+saying which row went wrong when they fail.
 
-A **value function** has the signature of TRL's reward functions: it gets `prompts`, `completions` and every further column
-of the dataset as keyword arguments, and returns one `float` (or `None`: cannot be judged) per completion. A **teacher** is
-a function, or an object with a method `correct`, that gets `prompts`, `responses` and the further columns, and returns one
-correction (or `None`: no correction to be had) per response.
+A **value function** has the signature of TRL's reward functions: it gets `prompts`, `completions` and every further
+column of the dataset as keyword arguments, and returns one `float` (or `None`: cannot be judged) per completion. A
+**teacher** is a function, or an object with a method `correct`, that gets `prompts`, `responses` and the further
+columns, and returns one correction (or `None`: no correction to be had) per response.
 """
 
 import asyncio
@@ -13,6 +13,8 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from .errors import BadInput
 
 
 Prompt = str | list[dict[str, Any]]
@@ -29,19 +31,19 @@ def import_function(path: str, setting: str) -> Callable:
             Name of the setting, for the error message.
 
     Raises:
-        ValueError: If the path has another form, or the module or the function does not exist.
+        BadInput: If the path has another form, or the module or the function does not exist.
     """
     module_name, _, function_name = path.partition(":")
     if not module_name or not function_name:
-        raise ValueError(f"`{setting}={path!r}` is not of the form 'package.module:function'.")
+        raise BadInput(f"`{setting}={path!r}` is not of the form 'package.module:function'.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise BadInput(
             f"`{setting}={path!r}`: there is no module {error.name!r}; is its folder on PYTHONPATH?"
         ) from error
     if function_name not in vars(module):
-        raise ValueError(f"`{setting}={path!r}`: the module {module_name!r} has no {function_name!r}.")
+        raise BadInput(f"`{setting}={path!r}`: the module {module_name!r} has no {function_name!r}.")
     return vars(module)[function_name]
 
 
@@ -65,19 +67,19 @@ def call_teacher(
         `list[str | None]`: The corrected responses; `None` where the teacher has none.
 
     Raises:
-        ValueError: If the number or the type of the returned items is wrong.
+        BadInput: If the number or the type of the returned items is wrong.
     """
     correct = teacher if inspect.isroutine(teacher) or not hasattr(type(teacher), "correct") else teacher.correct
     corrections = correct(prompts=list(prompts), responses=list(responses), **columns)
     if corrections is None or isinstance(corrections, str) or len(corrections) != len(responses):
         returned = "no list" if corrections is None or isinstance(corrections, str) else f"{len(corrections)} items"
-        raise ValueError(
-            f"The teacher {teacher_name(teacher)!r} returned {returned} for {len(responses)} responses; it must return "
-            "one correction per response, `None` where it has none."
+        raise BadInput(
+            f"The teacher {teacher_name(teacher)!r} returned {returned} for {len(responses)} responses; it must "
+            "return one correction per response, `None` where it has none."
         )
     for index, correction in enumerate(corrections):
         if correction is not None and not isinstance(correction, str):
-            raise ValueError(
+            raise BadInput(
                 f"The teacher {teacher_name(teacher)!r} returned {type(correction).__name__} for item {index} of the "
                 "batch; a correction is the corrected response as text, or `None`."
             )
@@ -94,7 +96,8 @@ def call_value_function(
     function: Callable, prompts: Sequence[Prompt], responses: Sequence[str], columns: dict[str, list]
 ) -> list[float | None]:
     """
-    Call a value function (TRL's `reward_funcs` signature, async ones too) on decoded responses and check what it returns.
+    Call a value function (TRL's `reward_funcs` signature, async ones too) on decoded responses and check what it
+    returns.
 
     Args:
         function (`Callable`):
@@ -111,7 +114,7 @@ def call_value_function(
         `list[float | None]`: One value per response; `None` where the function could not judge.
 
     Raises:
-        ValueError: If the function raises (the message names the first row that does), or returns the wrong number of
+        BadInput: If the function raises (the message names the first row that does), or returns the wrong number of
             items, something that is not a number, or NaN.
     """
     name = getattr(function, "__name__", type(function).__name__)
@@ -133,23 +136,23 @@ def call_value_function(
     except Exception as error:
         row = _first_row_that_raises(call, len(responses))
         where = f"row {row} of the batch (response {responses[row]!r:.200})" if row is not None else "the batch"
-        raise ValueError(f"The value function {name!r} raised {type(error).__name__} on {where}: {error}") from error
+        raise BadInput(f"The value function {name!r} raised {type(error).__name__} on {where}: {error}") from error
     if values is None or len(values) != len(responses):
         count = "nothing" if values is None else f"{len(values)} values"
-        raise ValueError(f"The value function {name!r} returned {count} for {len(responses)} responses.")
+        raise BadInput(f"The value function {name!r} returned {count} for {len(responses)} responses.")
     checked = []
     for row, value in enumerate(values):
         if value is not None:
             try:
                 value = float(value)
             except (TypeError, ValueError) as error:
-                raise ValueError(
+                raise BadInput(
                     f"The value function {name!r} returned {value!r:.80} for row {row}; expected a number or None."
                 ) from error
             if math.isnan(value):
-                raise ValueError(
-                    f"The value function {name!r} returned NaN for row {row} (response {responses[row]!r:.200}); return "
-                    "None for what cannot be judged."
+                raise BadInput(
+                    f"The value function {name!r} returned NaN for row {row} (response {responses[row]!r:.200}); "
+                    "return None for what cannot be judged."
                 )
         checked.append(value)
     return checked

@@ -11,9 +11,10 @@ Correction optimization: the policy answers, a teacher corrects, the policy lear
     accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml recipes/correction_optimization.py \
         --config recipes/configs/correction_optimization/qlora_24gb.yaml
 
-On-policy with `--teacher module:function`, or on stored pairs (columns `prompt`, `response`, `correction`). Departs from
-its source, the note in the model card of prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss: bounded, with a
-reference and an NLL anchor. `--config recipes/configs/correction_optimization/linear.yaml` is the note as written.
+On-policy with `--teacher module:function`, or on stored pairs (columns `prompt`, `response`, `correction`). Departs
+from its source, the note in the model card of prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss:
+bounded, with a reference and an NLL anchor. `--config recipes/configs/correction_optimization/linear.yaml` is the note
+as written.
 """
 
 import time
@@ -45,7 +46,9 @@ class CorrectionScriptArguments:
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates responses, with TRL's reward signature."}
     )
-    evaluation_temperature: float = field(default=1.0, metadata={"help": "Of the sampled responses in the evaluation."})
+    evaluation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the sampled responses in the evaluation."}
+    )
 
 
 def main(script_args, training_args, model_args):
@@ -66,10 +69,14 @@ def main(script_args, training_args, model_args):
         write_metrics,
         write_model_card,
     )
-    from correction_trl.scripts import as_dict, load_split, public_name, push_folder
+    from correction_trl.scripts import as_dict, check_push, load_split, public_name, push_folder
     from correction_trl.user_functions import import_function
 
     start = time.time()
+    output_dir = Path(training_args.output_dir)
+    push_to = (training_args.hub_model_id or output_dir.resolve().name) if training_args.push_to_hub else None
+    if push_to and training_args.process_index == 0:
+        check_push(push_to, training_args.hub_private_repo, training_args.hub_token)
     embedded = script_args.dataset_name is None
     dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
@@ -88,7 +95,10 @@ def main(script_args, training_args, model_args):
     train_dataset = split(script_args.dataset_train_split, script_args.train_rows)
     on_policy = dataset_kind(train_dataset) == PROMPTS
     validation = split(script_args.dataset_validation_split) if training_args.eval_strategy != "no" else None
-    test_dataset = split(script_args.dataset_test_split, script_args.test_rows) if teacher is not None else None
+    # Without a teacher nobody can correct new responses; they can still be rated
+    test_dataset = None
+    if teacher is not None or value_function is not None:
+        test_dataset = split(script_args.dataset_test_split, script_args.test_rows)
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -109,7 +119,7 @@ def main(script_args, training_args, model_args):
     say = trainer.accelerator.print
 
     def evaluate():
-        if test_dataset is None:  # stored pairs alone: nobody can correct new responses
+        if test_dataset is None:
             return None
         return evaluate_corrections(
             trainer.accelerator.unwrap_model(trainer.model),
@@ -124,16 +134,18 @@ def main(script_args, training_args, model_args):
         )
 
     n_test = "no test problems" if test_dataset is None else f"{len(test_dataset)} test problems"
-    say(f"{public_name(model_name, 'model')} on {public_name(dataset_name, 'data')}: {len(train_dataset)} rows, {n_test}")
+    say(
+        f"{public_name(model_name, 'model')} on {public_name(dataset_name, 'data')}: {len(train_dataset)} rows, "
+        f"{n_test}"
+    )
     say("Evaluating before training ...")
     before = evaluate()
     say(f"Training {'on-policy' if on_policy else 'on stored pairs'}, loss {training_args.loss_type!r} ...")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
+    trainer.save_model(training_args.output_dir, _internal_call=True)  # pushed at the end, with its card and pictures
     say("Evaluating after training ...")
     after = evaluate()
 
-    output_dir = Path(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         pictures = {
             "Learning curves": plot_learning_curves(trainer.state.log_history, output_dir / "learning_curves.png")
@@ -146,6 +158,7 @@ def main(script_args, training_args, model_args):
             pictures["Before and after training"] = plot_before_after(
                 before.metrics, after.metrics, output_dir / "before_after.png"
             )
+        if teacher is not None:
             pictures["Edits that the responses need"] = plot_edit_distribution(
                 before.per_problem["correction_edit_ratio"],
                 after.per_problem["correction_edit_ratio"],
@@ -176,20 +189,20 @@ def main(script_args, training_args, model_args):
                 f"log P(y|x) - log P(y'|x) under the loss `{training_args.loss_type}`.",
                 "departures": [
                     f"Loss `{training_args.loss_type}` (beta {training_args.beta}, NLL anchor "
-                    f"{training_args.nll_weight}, {'no ' if training_args.reference_free else ''}reference policy); the "
-                    "source minimises the bare difference, which has no lower bound."
+                    f"{training_args.nll_weight}, {'no ' if training_args.reference_free else ''}reference policy); "
+                    "the source minimises the bare difference, which has no lower bound."
                 ],
             },
             metrics=metrics,
             pictures=pictures,
             examples=examples,
-            hub_model_id=training_args.hub_model_id,
+            license="apache-2.0" if embedded and model_args.model_name_or_path is None else None,
+            hub_model_id=push_to,
             peft=model_args.use_peft,
         )
         print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
-        if training_args.push_to_hub:
-            repo_id = training_args.hub_model_id or output_dir.resolve().name
-            push_folder(training_args.output_dir, repo_id, training_args.hub_private_repo, training_args.hub_token)
+        if push_to:
+            push_folder(training_args.output_dir, push_to, training_args.hub_private_repo, training_args.hub_token)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
@@ -213,4 +226,6 @@ def parse_arguments(argv=None):
 
 
 if __name__ == "__main__":
-    main(*parse_arguments())
+    from correction_trl.scripts import run
+
+    run(main, *parse_arguments())

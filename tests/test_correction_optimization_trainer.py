@@ -60,7 +60,8 @@ def logged(trainer, key):
 
 
 def gradient(trainer):
-    """Gradient of the first update, gathered by running the trainer's own loop with an optimizer that does not move."""
+    """Gradient of the first update, gathered by running the trainer's own loop with an optimizer that does not
+    move."""
     gradients = {}
 
     def keep(self_optimizer, *args, **kwargs):
@@ -93,7 +94,9 @@ def test_sigmoid_with_reference_follows_trl_dpo(request, make_trainer, tiny_mode
     pairs = request.getfixturevalue(pairs)
     ours = make_trainer(pairs, loss_type="sigmoid", nll_weight=0.0, max_steps=20, peft_config=adapter)
     ours.train()
-    args = {key: getattr(ours.args, key) for key in ("max_steps", "per_device_train_batch_size", "learning_rate", "beta")}
+    args = {
+        key: getattr(ours.args, key) for key in ("max_steps", "per_device_train_batch_size", "learning_rate", "beta")
+    }
     theirs = DPOTrainer(
         tiny_model,
         args=DPOConfig(
@@ -187,7 +190,10 @@ def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tin
 @pytest.mark.parametrize("loss_type", ["sigmoid", "linear"])
 def test_gradient_does_not_depend_on_accumulation(make_trainer, plain_pairs, loss_type):
     # Rows 1 and 5 need no correction: the split must not change the divisor either
-    rows = [{**row, "correction": row["response"] if i in (1, 5) else row["correction"]} for i, row in enumerate(plain_pairs)]
+    rows = [
+        {**row, "correction": row["response"] if i in (1, 5) else row["correction"]}
+        for i, row in enumerate(plain_pairs)
+    ]
     dataset = Dataset.from_list(rows[:8])
     runs = {
         (batch, steps): gradient(
@@ -212,7 +218,10 @@ def test_unchanged_pairs_do_not_dilute(make_trainer, plain_pairs):
     assert logged(trainer, "corrections/in_loss") == [0.5]
     kept = gradient(
         make_trainer(
-            Dataset.from_list(changed + unchanged), per_device_train_batch_size=8, unchanged_pairs="keep", nll_weight=0.0
+            Dataset.from_list(changed + unchanged),
+            per_device_train_batch_size=8,
+            unchanged_pairs="keep",
+            nll_weight=0.0,
         )
     )
     preference_only = gradient(make_trainer(Dataset.from_list(changed), nll_weight=0.0))
@@ -233,7 +242,9 @@ def test_nothing_to_correct_leaves_the_policy_alone(make_trainer, plain_pairs):
 # ------------------------------------------------------------------ what is in the loss
 
 
-def test_labels_hold_the_completions_with_their_end_and_nothing_else(make_trainer, plain_pairs, chat_pairs, tiny_model):
+def test_labels_hold_the_completions_with_their_end_and_nothing_else(
+    make_trainer, plain_pairs, chat_pairs, tiny_model
+):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     for pairs in (plain_pairs, chat_pairs):
         trainer = make_trainer(pairs, shared_prefix=False)
@@ -296,7 +307,9 @@ def test_shared_prefix_gives_gradients_and_logs_of_two_rows(make_trainer, chat_p
     assert_same_gradient(runs[True][0], runs[False][0])
     for i in (1, 2):
         # Before the first step all margins relative to the reference are 0 up to rounding: their sign says nothing
-        left_out = {key for key in runs[True][i] if "runtime" in key or "per_second" in key or "margins/accuracy" in key}
+        left_out = {
+            key for key in runs[True][i] if "runtime" in key or "per_second" in key or "margins/accuracy" in key
+        }
         for key in runs[True][i].keys() - left_out:
             assert runs[True][i][key] == pytest.approx(runs[False][i][key], rel=1e-4, abs=1e-5), key
 
@@ -311,7 +324,9 @@ def test_shared_prefix_on_policy_follows_two_rows(make_trainer, chat_prompts, te
 
 
 def test_shared_prefix_falls_back_with_one_warning_when_its_check_fails(make_trainer, plain_pairs, monkeypatch):
-    monkeypatch.setattr("correction_trl.correction_optimization_trainer.self_check", lambda *args: "the numbers differ")
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization_trainer.self_check", lambda *args: "the numbers differ"
+    )
     trainer = make_trainer(plain_pairs, shared_prefix="auto")
     batches = collect_batches(trainer)
     with pytest.warns(UserWarning, match="two rows, because the numbers differ") as caught:
@@ -355,9 +370,7 @@ def test_on_policy_trains_the_ids_that_were_sampled(request, make_trainer, tiny_
         asked.extend(zip(prompts, responses, answer, strict=True))
         return answer
 
-    trainer = make_trainer(
-        prompts, teacher=teacher, max_steps=2, gradient_accumulation_steps=2, shared_prefix=False
-    )
+    trainer = make_trainer(prompts, teacher=teacher, max_steps=2, gradient_accumulation_steps=2, shared_prefix=False)
     sample = trainer._sample
     monkeypatch.setattr(trainer, "_sample", lambda *args: sampled.extend(result := sample(*args)) or result)
     batches = collect_batches(trainer)
@@ -368,7 +381,9 @@ def test_on_policy_trains_the_ids_that_were_sampled(request, make_trainer, tiny_
     trained, corrected = [], []
     for batch in batches:
         half = len(batch["input_ids"]) // 2
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
+        rows = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
+        ]
         corrected += rows[:half]
         trained += rows[half:]
     assert trained == sampled
@@ -403,7 +418,12 @@ def test_samples_come_from_the_current_policy_and_are_never_too_old(make_trainer
 
 def test_training_moves_the_policy_to_the_corrections(make_trainer, plain_prompts, teacher):
     trainer = make_trainer(
-        plain_prompts, teacher=teacher, max_steps=40, per_device_train_batch_size=16, learning_rate=1e-2, logging_steps=5
+        plain_prompts,
+        teacher=teacher,
+        max_steps=40,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        logging_steps=5,
     )
     trainer.train()
     log_probs, edits = logged(trainer, "logps/correction"), logged(trainer, "correction_edit_ratio")
@@ -602,7 +622,9 @@ def test_reference_free_loads_no_reference(make_trainer, plain_pairs):
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
 @pytest.mark.parametrize("adapter", [False, True])
-def test_resuming_gives_the_run_that_was_not_interrupted(make_trainer, plain_prompts, teacher, tmp_path, adapter, max_staleness):
+def test_resuming_gives_the_run_that_was_not_interrupted(
+    make_trainer, plain_prompts, teacher, tmp_path, adapter, max_staleness
+):
     def run(name, resume=None):
         trainer = make_trainer(
             plain_prompts,
@@ -678,7 +700,9 @@ def test_a_teacher_that_fails_stops_the_run_in_one_sentence(make_trainer, plain_
     def broken(prompts, responses, **columns):
         return responses[:-1]
 
-    with pytest.raises(RuntimeError, match="'broken' failed at step 0: .* returned 3 items for 4 responses.*resume_from"):
+    with pytest.raises(
+        RuntimeError, match="'broken' failed at step 0: .* returned 3 items for 4 responses.*resume_from"
+    ):
         make_trainer(plain_prompts, teacher=broken).train()
 
 
@@ -713,6 +737,8 @@ def test_overridden_methods_of_trl_still_exist():
     }
     for name, parameters in expected.items():
         assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == parameters, name
-    overridden = {name for name in vars(CorrectionOptimizationTrainer) if name in dir(DPOTrainer) and not name.startswith("__")}
+    overridden = {
+        name for name in vars(CorrectionOptimizationTrainer) if name in dir(DPOTrainer) and not name.startswith("__")
+    }
     documented = set(expected) | {"evaluate", "_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"}
     assert overridden <= documented, overridden - documented

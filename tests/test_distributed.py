@@ -13,7 +13,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "two_cpu_processes.yaml"
 
-# One update on eight pairs of differing length, one of them unchanged; writes the gradient, and the losses of three steps
+# One update on eight pairs of differing length, one of them unchanged; writes the gradient, and the losses of three
+# steps
 SCRIPT = """
 import sys
 import torch
@@ -41,9 +42,7 @@ def launch(arguments, n_processes, cwd):
     launcher += ["--config_file", str(TWO_PROCESSES), "--num_processes", str(n_processes), "--main_process_port", "0"]
     if n_processes == 1:
         launcher = [sys.executable]
-    done = subprocess.run(
-        launcher + arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(launcher + arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -58,12 +57,21 @@ def test_two_processes_train_as_one(tmp_path, tiny_model, plain_pairs):
     results = {}
     for n_processes, accumulation in ((1, 1), (2, 1), (2, 2)):
         out = tmp_path / f"out{n_processes}{accumulation}"
-        launch([str(script), tiny_model, str(data), str(out), str(n_processes), str(accumulation)], n_processes, tmp_path)
+        launch(
+            [str(script), tiny_model, str(data), str(out), str(n_processes), str(accumulation)], n_processes, tmp_path
+        )
         results[n_processes, accumulation] = torch.load(f"{out}.pt", weights_only=True)
     one = results.pop((1, 1))
     for other in results.values():
         for entry, expected in zip(other["log"], one["log"], strict=True):
-            for key in ("loss", "logps/response", "logps/correction", "corrections/in_loss", "margins/mean", "num_tokens"):
+            for key in (
+                "loss",
+                "logps/response",
+                "logps/correction",
+                "corrections/in_loss",
+                "margins/mean",
+                "num_tokens",
+            ):
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), key
         for name, tensor in one["weights"].items():
             torch.testing.assert_close(other["weights"][name], tensor, rtol=1e-3, atol=2e-5)

@@ -1,0 +1,10 @@
+"""Errors whose message is meant for the person who started the run: one sentence that names the culprit and the
+remedy. Recipes end with that sentence; everything else is a bug and keeps its traceback."""
+
+
+class BadInput(ValueError):
+    """Data, settings or a user's function that a run cannot start or go on with."""
+
+
+class TeacherFailed(RuntimeError):
+    """A teacher that raised, or that returned something that is not a correction."""
