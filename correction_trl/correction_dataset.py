@@ -61,8 +61,19 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
             raise BadInput(
                 f"`{name}` cannot be trained on: {missing} (columns: {', '.join(columns)}) and no `teacher` was given."
             )
+        for column in ("prompts", "responses", "completions"):
+            if column in columns:
+                raise BadInput(
+                    f"`{name}`: rename the column {column!r}; teachers and value functions get an argument of that "
+                    "name."
+                )
         checked = ["prompt"]
     else:
+        if set(_OWN_NAMES) | set(_TRL_NAMES) <= set(columns):
+            raise BadInput(
+                f"`{name}` has both 'response' and 'correction' and TRL's 'rejected' and 'chosen'; remove one of the "
+                "two."
+            )
         names = _OWN_NAMES if set(_OWN_NAMES) <= set(columns) else _TRL_NAMES
         checked = [*(["prompt"] if "prompt" in columns else []), *names]
         if names == _OWN_NAMES and "prompt" not in columns:

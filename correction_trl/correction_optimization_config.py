@@ -233,7 +233,7 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput("`shared_prefix` must be 'auto', True or False.")
         if self.unchanged_pairs not in ("drop", "keep"):
             raise BadInput(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
-        if self.beta <= 0:
+        if not self.beta > 0:  # NaN is not
             raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
         if self.nll_weight < 0:
             raise BadInput(f"`nll_weight={self.nll_weight}` must not be negative.")
@@ -242,6 +242,8 @@ class CorrectionOptimizationConfig(DPOConfig):
                 "`loss_type='dpop'` penalises a correction that is less likely than under the reference; it needs "
                 "`reference_free=False`."
             )
+        if self.dpop_lambda < 0:
+            raise BadInput(f"`dpop_lambda={self.dpop_lambda}` must not be negative.")
         if not 0 <= self.label_smoothing < 0.5:
             raise BadInput(f"`label_smoothing={self.label_smoothing}` must lie in [0, 0.5).")
         if self.label_smoothing and self.loss_type != "sigmoid":

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import textwrap
 import time
@@ -303,24 +304,25 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         columns = next(iter(dataset)).keys()
         conversational = isinstance(next(iter(dataset)).get("prompt"), list)
         check_tokenizer(self._tokenizer, conversational)
+        # The functions below must not close over `self`: datasets pickles what they close over, and that holds the
+        # model
+        tokenizer, reward_funcs, max_length = self._tokenizer, self.reward_funcs, args.max_length
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
 
         if dataset_kind(dataset) == PROMPTS:
             self._prompt_dataset_columns += [
                 column for column in columns if column not in self._prompt_dataset_columns
             ]
-            if args.max_length is not None:
-                limit = args.max_length - args.max_completion_length
+            if max_length is not None:
+                limit = max_length - args.max_completion_length
                 if limit < 1:
                     raise BadInput(
-                        f"`max_length={args.max_length}` leaves no room for a prompt beside `max_completion_length="
+                        f"`max_length={max_length}` leaves no room for a prompt beside `max_completion_length="
                         f"{args.max_completion_length}`; raise the former or lower the latter."
                     )
                 n_rows = len(dataset)
                 dataset = dataset.filter(
-                    lambda row: (
-                        len(tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit
-                    ),
+                    lambda row: len(tokenize_prompt(tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit,
                     desc=f"Checking prompt lengths of the {dataset_name} dataset",
                     **map_kwargs,
                 )
@@ -341,9 +343,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             numbers = {
                 "unchanged": float(row["chosen_ids"] == row["rejected_ids"]),
                 "edit_ratio": edit_ratio(response, correction),
-                "response_truncated": float(args.max_length is not None and n_prompt + n_response > args.max_length),
+                "response_truncated": float(max_length is not None and n_prompt + n_response > max_length),
             }
-            if self.reward_funcs:
+            if reward_funcs:
                 others = {
                     key: [value]
                     for key, value in row.items()
@@ -354,21 +356,21 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                         _nan_if_none(call_value_function(function, [row["prompt"]], [text], others)[0])
                         for text in (response, correction)
                     ]
-                    for function in self.reward_funcs
+                    for function in reward_funcs
                 ]
             return numbers
 
         dataset = dataset.map(pair_numbers, **map_kwargs)
-        if args.max_length is not None:
+        if max_length is not None:
             fits = dataset.filter(
-                lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]) <= args.max_length, **map_kwargs
+                lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]) <= max_length, **map_kwargs
             )
             if isinstance(dataset, Dataset):
                 self._report_dropped(
                     len(dataset) - len(fits),
                     len(dataset),
                     dataset_name,
-                    f"their prompt and correction exceed `max_length={args.max_length}` tokens, and a correction "
+                    f"their prompt and correction exceed `max_length={max_length}` tokens, and a correction "
                     "that is cut off would teach never to stop",
                 )
             dataset = fits
@@ -982,7 +984,7 @@ def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the chat template that a dataset row carries, as in TRL."""
     kwargs = dict(row.get("chat_template_kwargs") or {})
     if row.get("tools"):
-        kwargs["tools"] = row["tools"]
+        kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
     return kwargs
 
 

@@ -189,7 +189,8 @@ def edit_weighted_scores(
         `torch.Tensor` of shape `(B,)`.
     """
     weights = mask * (1 + (gamma - 1) * edited)
-    return (log_probs * weights).sum(1) / weights.sum(1).clamp(min=1)
+    normaliser = weights.sum(1)
+    return (log_probs * weights).sum(1) / normaliser.masked_fill(normaliser == 0, 1)
 
 
 def nll_anchor(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
 from trl import TrlParser
@@ -40,8 +41,8 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
         argv = ["--config", str(default_config), *argv]
     try:
         return TrlParser(dataclass_types).parse_args_and_config(args=argv)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"Configuration: {error}") from error
+    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
+        raise SystemExit(f"Configuration: {' '.join(str(error).split())}") from error
 
 
 def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:
@@ -68,9 +69,16 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
             raise SystemExit(f"{name}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
         if path.stat().st_size == 0:
             raise SystemExit(f"{name}: the file is empty.")
-        dataset = load_dataset(loader, data_files=str(path), split="train")
+        try:
+            dataset = load_dataset(loader, data_files=str(path), split="train")
+        except Exception as error:
+            reason = _first_line(error.__cause__ or error)
+            raise SystemExit(f"{name}: the file cannot be read as {path.suffix} ({reason}).") from error
     else:
-        dataset = load_dataset(name, config)
+        try:
+            dataset = load_dataset(name, config)
+        except Exception as error:
+            raise SystemExit(f"{name}: no such dataset, or it cannot be loaded ({_first_line(error)}).") from error
         if isinstance(dataset, DatasetDict):
             if split not in dataset:
                 raise SystemExit(f"{name} has no split {split!r}; it has {', '.join(dataset)}.")
@@ -162,7 +170,7 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
 
 def public_name(model: str, default: str) -> str:
     """Name of a model for messages and cards: a Hub id as it is, the last folder of a local path."""
-    return Path(model).name if Path(model).is_dir() else (model or default)
+    return Path(model).resolve().name if model and Path(model).is_dir() else (model or default)
 
 
 def as_dict(*configs: Any) -> dict[str, Any]:

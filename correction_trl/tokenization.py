@@ -92,7 +92,10 @@ def tokenize_prompt(
         `tuple[str, list[int]]`: The rendered prompt and its ids.
     """
     if isinstance(prompt, str):
-        return prompt, tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt)["input_ids"]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+            ids = ids[:-1]  # some tokenizers end every text; the policy has to go on from here
+        return prompt, ids
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **chat_template_kwargs)
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .errors import BadInput
@@ -69,10 +70,13 @@ def call_teacher(
     Raises:
         BadInput: If the number or the type of the returned items is wrong.
     """
-    correct = teacher if inspect.isroutine(teacher) or not hasattr(type(teacher), "correct") else teacher.correct
-    corrections = correct(prompts=list(prompts), responses=list(responses), **columns)
-    if corrections is None or isinstance(corrections, str) or len(corrections) != len(responses):
-        returned = "no list" if corrections is None or isinstance(corrections, str) else f"{len(corrections)} items"
+    correct = teacher if inspect.isroutine(teacher) else getattr(teacher, "correct", teacher)
+    if inspect.isclass(teacher) or not callable(correct):
+        raise BadInput(f"{teacher!r:.80} is no teacher: pass a function, or an object with a method `correct`.")
+    corrections = _result(correct(prompts=list(prompts), responses=list(responses), **columns))
+    is_list = isinstance(corrections, Sequence) and not isinstance(corrections, str)
+    if not is_list or len(corrections) != len(responses):
+        returned = f"{len(corrections)} items" if is_list else "no list"
         raise BadInput(
             f"The teacher {teacher_name(teacher)!r} returned {returned} for {len(responses)} responses; it must "
             "return one correction per response, `None` where it has none."
@@ -129,7 +133,7 @@ def call_value_function(
             completions=completions,
             **{key: [column[i] for i in rows] for key, column in columns.items()},
         )
-        return asyncio.run(values) if inspect.isawaitable(values) else values
+        return _result(values)
 
     try:
         values = call(range(len(responses)))
@@ -137,8 +141,8 @@ def call_value_function(
         row = _first_row_that_raises(call, len(responses))
         where = f"row {row} of the batch (response {responses[row]!r:.200})" if row is not None else "the batch"
         raise BadInput(f"The value function {name!r} raised {type(error).__name__} on {where}: {error}") from error
-    if values is None or len(values) != len(responses):
-        count = "nothing" if values is None else f"{len(values)} values"
+    if not hasattr(values, "__len__") or len(values) != len(responses):
+        count = "nothing" if values is None else f"{len(values)} values" if hasattr(values, "__len__") else "no list"
         raise BadInput(f"The value function {name!r} returned {count} for {len(responses)} responses.")
     checked = []
     for row, value in enumerate(values):
@@ -156,6 +160,19 @@ def call_value_function(
                 )
         checked.append(value)
     return checked
+
+
+def _result(value: Any) -> Any:
+    """The value, or what an async function's coroutine returns. It gets a thread, and so an event loop, of its own: a
+    notebook's cells run inside one already."""
+    if not inspect.isawaitable(value):
+        return value
+
+    async def wait():
+        return await value
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, wait()).result()
 
 
 def _first_row_that_raises(call: Callable, n_rows: int) -> int | None:

@@ -74,9 +74,13 @@ def main(script_args, training_args, model_args):
 
     start = time.time()
     output_dir = Path(training_args.output_dir)
+    # The recipe pushes at its end, with the card and the pictures; the trainer, whose own pushes would carry the token
+    # in training_args.bin, does not know of it.
     push_to = (training_args.hub_model_id or output_dir.resolve().name) if training_args.push_to_hub else None
+    hub_token = training_args.hub_token
+    training_args.push_to_hub, training_args.hub_token = False, None
     if push_to and training_args.process_index == 0:
-        check_push(push_to, training_args.hub_private_repo, training_args.hub_token)
+        check_push(push_to, training_args.hub_private_repo, hub_token)
     embedded = script_args.dataset_name is None
     dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
@@ -142,7 +146,7 @@ def main(script_args, training_args, model_args):
     before = evaluate()
     say(f"Training {'on-policy' if on_policy else 'on stored pairs'}, loss {training_args.loss_type!r} ...")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir, _internal_call=True)  # pushed at the end, with its card and pictures
+    trainer.save_model(training_args.output_dir)
     say("Evaluating after training ...")
     after = evaluate()
 
@@ -202,7 +206,7 @@ def main(script_args, training_args, model_args):
         )
         print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
         if push_to:
-            push_folder(training_args.output_dir, push_to, training_args.hub_private_repo, training_args.hub_token)
+            push_folder(training_args.output_dir, push_to, training_args.hub_private_repo, hub_token)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -109,7 +109,5 @@ def test_sampling_follows_the_random_state(model, tiny_tokenizer):
 
 def test_generation_leaves_no_graph_behind(model, tiny_tokenizer):
     with torch.enable_grad():
-        generate_completions(
-            model, [[tiny_tokenizer.bos_token_id]], config(do_sample=False, max_new_tokens=2)
-        )
+        generate_completions(model, [[tiny_tokenizer.bos_token_id]], config(do_sample=False, max_new_tokens=2))
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -84,7 +84,9 @@ def test_arguments_of_the_chat_template_reach_it():
 def test_a_tokenizer_without_an_end_of_sequence_token_is_refused(tiny_tokenizer):
     tokenizer = build_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no end-of-sequence token, so a response could never end; set `tokenizer.eos"):
+    with pytest.raises(
+        ValueError, match="no end-of-sequence token, so a response could never end; set `tokenizer.eos"
+    ):
         check_tokenizer(tokenizer, conversational=False)
     check_tokenizer(tiny_tokenizer, conversational=False)
 
@@ -111,7 +113,7 @@ def test_stop_tokens_are_the_tokenizers_first_then_the_models_each_once(tiny_tok
 
 @pytest.fixture(scope="module")
 def gemma_like():
-    """A turn ends with another token than `<eos>`, and a newline follows it; the model declares both as stop tokens."""
+    """A turn ends with another token than `<eos>`, and a newline follows it; the model stops at both."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
     tokenizer.add_tokens(["\n"])
@@ -161,13 +163,16 @@ def test_whatever_merges_the_completion_decodes_to_itself(merging, prompt, compl
     assert ["".join(piece) for piece in pieces] == [prompt, completion + "<eos>"]
 
 
-def test_a_tokenizer_that_marks_the_start_of_a_text_marks_the_prompt_only():
-    vocabulary = {"<eos>": 0, "▁": 1, "a": 2, "b": 3}
+@pytest.mark.parametrize("prompt", ["a", chat("a")], ids=["plain", "chat"])
+def test_a_tokenizer_that_marks_the_start_of_a_text_marks_the_prompt_only(prompt):
+    vocabulary = {"<eos>": 0, "▁": 1, "a": 2, "b": 3, "<bos>": 4}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    assert tokenizer("b")["input_ids"] == [1, 3]  # alone, the completion would get a mark of its own
-    assert encode(tokenizer, "a", "b") == ([1, 2], [3, 0])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 4)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    assert tokenizer("b", add_special_tokens=False)["input_ids"] == [1, 3]  # alone, it would get a mark of its own
+    assert encode(tokenizer, prompt, "b") == ([4, 1, 2] if prompt == "a" else [4, 2], [3, 0])
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt():

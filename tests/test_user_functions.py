@@ -1,4 +1,5 @@
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +109,11 @@ def test_none_and_the_empty_string_mean_no_correction():
         ([], "returned 0 items for 3 responses"),
         (None, "returned no list for 3 responses"),
         ("246", "returned no list for 3 responses"),
-        (["2", 4, "6"], "returned int for item 1 of the batch; a correction is the corrected response as text, or `None`"),
+        (iter(["2", "4", "6"]), "returned no list for 3 responses"),
+        (
+            ["2", 4, "6"],
+            "returned int for item 1 of the batch; a correction is the corrected response as text, or `None`",
+        ),
         (["2", "4", [{"role": "assistant", "content": "6"}]], "returned list for item 2 of the batch"),
         (["2", "4", float("nan")], "returned float for item 2"),
     ],
@@ -119,6 +124,20 @@ def test_a_teacher_that_returns_something_else_is_named(returned, message):
 
     with pytest.raises(ValueError, match=f"The teacher 'my_teacher' {message}"):
         correct(my_teacher)
+
+
+def test_a_teacher_may_be_async():
+    async def teacher(answer, **_):
+        await asyncio.sleep(0)
+        return answer
+
+    assert correct(teacher) == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize("nobody", ["gpt-4", 7, Path], ids=str)
+def test_what_is_no_teacher_is_refused(nobody):
+    with pytest.raises(ValueError, match="is no teacher: pass a function, or an object with a method `correct`"):
+        correct(nobody)
 
 
 def test_what_a_teacher_raises_is_not_swallowed():
@@ -162,12 +181,23 @@ def test_a_value_function_may_be_async():
     assert rate(value) == [1.0, 0.0, 1.0]
 
 
+def test_an_async_value_function_works_in_a_notebook():
+    async def value(completions, **_):
+        return [1.0] * len(completions)
+
+    async def cell():  # a notebook runs its cells inside an event loop
+        return rate(value)
+
+    assert asyncio.run(cell()) == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
         ([1.0, 0.0], "returned 2 values for 3 responses"),
         ([1.0] * 4, "returned 4 values for 3 responses"),
         (None, "returned nothing for 3 responses"),
+        (iter([1.0, 0.0, 1.0]), "returned no list for 3 responses"),
         ([1.0, "good", 0.0], "returned 'good' for row 1; expected a number or None"),
         ([1.0, 0.0, [1.0]], r"returned \[1.0\] for row 2; expected a number or None"),
         ([1.0, float("nan"), 0.0], r"returned NaN for row 1 \(response '5'\); return None for what cannot be judged"),
@@ -183,9 +213,9 @@ def test_a_value_function_that_returns_something_else_is_named(returned, message
 
 def test_a_value_function_that_raises_is_named_with_the_row():
     def my_value(completions, **_):
-        return [1 / (int(c) - 5) for c in completions]
+        return [{"2": 1.0}[c] for c in completions]  # raises on both of the others: the first is named
 
-    with pytest.raises(ValueError, match=r"'my_value' raised ZeroDivisionError on row 1 of the batch \(response '5'\)"):
+    with pytest.raises(ValueError, match=r"'my_value' raised KeyError on row 1 of the batch \(response '5'\): '5'"):
         rate(my_value)
 
 
