@@ -256,6 +256,8 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
         if self.max_staleness < 0 or self.max_completion_length < 1:
             raise BadInput("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise BadInput("`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1.")
         if self.generation_batch_size is not None and self.generation_batch_size < 1:
             raise BadInput(f"`generation_batch_size={self.generation_batch_size}` must be at least 1.")
         if self.temperature <= 0:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -394,9 +395,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def _wrap_collator(self):
         if not isinstance(self.data_collator, _PairCollator):
-            self.data_collator = _PairCollator(
-                self.data_collator, self.args, self.model.config.get_text_config()._attn_implementation
-            )
+            self.data_collator = _PairCollator(self.data_collator, self.args, self.model.config.get_text_config())
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if self.args.reference_free:
@@ -917,10 +916,11 @@ class _PairCollator:
     and in both cases the per-pair numbers. Prompts pass through untouched.
     """
 
-    def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, attn_implementation: str):
+    def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, model_config: PretrainedConfig):
         self.collator = collator
         self.args = args
-        self.attn_implementation = attn_implementation
+        self.attn_implementation = model_config._attn_implementation
+        self.hidden_size = model_config.hidden_size
         self.shared_prefix = False  # until the trainer knows that the model allows it
 
     def pairs(self, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
@@ -939,7 +939,7 @@ class _PairCollator:
 
     def _pack(self, pairs: list[dict[str, list[int]]]) -> bool:
         if self.shared_prefix == "auto":
-            return sharing_pays(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
+            return sharing_pays(pairs, self.attn_implementation, self.args.pad_to_multiple_of, self.hidden_size)
         return self.shared_prefix and dense_mask_fits(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
@@ -972,7 +972,10 @@ class _PairCollator:
             batch = dict(self.collator(examples))
             chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
             batch["n_tokens"] = (chosen + rejected).float()
-        batch.update({key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()})
+        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can be
+        # fewer than pairs
+        numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
+        batch = {**numbers, **batch}
         if self.args.loss_type == "ddpo":
             edits = [edited_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
             for name, side in (("response", 0), ("correction", 1)):

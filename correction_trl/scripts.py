@@ -40,9 +40,17 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
     if not any(argument == "--config" or argument.startswith("--model_name_or_path") for argument in argv):
         argv = ["--config", str(default_config), *argv]
     try:
-        return TrlParser(dataclass_types).parse_args_and_config(args=argv)
+        # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
+        return _Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(args=argv)
     except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
         raise SystemExit(f"Configuration: {' '.join(str(error).split())}") from error
+
+
+class _Parser(TrlParser):
+    """Ends with the sentence alone: the usage of some two hundred arguments would bury it."""
+
+    def error(self, message: str):
+        raise SystemExit(f"Configuration: {message}. `--help` lists the arguments.")
 
 
 def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:

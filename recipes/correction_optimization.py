@@ -38,6 +38,10 @@ class CorrectionScriptArguments:
         default="validation", metadata={"help": "Split for the trainer's evaluations, with `eval_strategy`."}
     )
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on, before and after."})
+    test_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
+    )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
     test_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
     teacher: str | None = field(
@@ -100,9 +104,13 @@ def main(script_args, training_args, model_args):
     on_policy = dataset_kind(train_dataset) == PROMPTS
     validation = split(script_args.dataset_validation_split) if training_args.eval_strategy != "no" else None
     # Without a teacher nobody can correct new responses; they can still be rated
-    test_dataset = None
-    if teacher is not None or value_function is not None:
-        test_dataset = split(script_args.dataset_test_split, script_args.test_rows)
+    test_dataset, test_name = None, script_args.test_dataset_name
+    if test_name is None and not Path(dataset_name).is_file():  # a file holds what is trained on, and nothing else
+        test_name = dataset_name
+    if test_name is not None and (teacher is not None or value_function is not None):
+        test_dataset = load_split(
+            test_name, script_args.dataset_config, script_args.dataset_test_split, script_args.test_rows
+        )
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -137,17 +145,19 @@ def main(script_args, training_args, model_args):
             seed=training_args.seed,
         )
 
-    n_test = "no test problems" if test_dataset is None else f"{len(test_dataset)} test problems"
+    n_test = f"{len(test_dataset)} test problems" if test_dataset is not None else "not evaluated (no test problems)"
     say(
         f"{public_name(model_name, 'model')} on {public_name(dataset_name, 'data')}: {len(train_dataset)} rows, "
         f"{n_test}"
     )
-    say("Evaluating before training ...")
+    if test_dataset is not None:
+        say("Evaluating before training ...")
     before = evaluate()
     say(f"Training {'on-policy' if on_policy else 'on stored pairs'}, loss {training_args.loss_type!r} ...")
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
-    say("Evaluating after training ...")
+    if test_dataset is not None:
+        say("Evaluating after training ...")
     after = evaluate()
 
     if trainer.accelerator.is_main_process:

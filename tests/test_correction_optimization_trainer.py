@@ -314,6 +314,37 @@ def test_shared_prefix_gives_gradients_and_logs_of_two_rows(make_trainer, chat_p
             assert runs[True][i][key] == pytest.approx(runs[False][i][key], rel=1e-4, abs=1e-5), key
 
 
+def test_shared_prefix_evaluates_batches_of_unequal_size_as_two_rows(make_trainer, chat_pairs):
+    """Packed rows can be fewer than pairs; the mean over batches must still weigh pairs."""
+    metrics = []
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs, shared_prefix=shared, eval_dataset=chat_pairs.select(range(11)), per_device_eval_batch_size=4
+        )
+        metrics.append(trainer.evaluate())
+    assert metrics[1]["eval_loss"] == pytest.approx(metrics[0]["eval_loss"], rel=1e-5)
+
+
+def test_shared_prefix_with_qlora_follows_two_rows(make_trainer, chat_pairs):
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    runs = []
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs,
+            shared_prefix=shared,
+            quantization_config=quantization,
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+            learning_rate=1e-2,
+            max_steps=5,
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], rel=2e-2)
+    assert runs[0][0] != runs[0][-1]
+
+
 def test_shared_prefix_on_policy_follows_two_rows(make_trainer, chat_prompts, teacher):
     runs = []
     for shared in (False, True):

@@ -1,0 +1,58 @@
+"""
+Value functions (TRL's `reward_funcs` signature: `f(completions, **columns) -> list[float | None]`) and feedback
+functions (the same inputs, one text per completion). `docs/rewards.md` shows each at work.
+
+Each class is a value function; its method `feedback` is the feedback function that goes with it. Each module also has
+ready ones under lower-case names, for settings that name a function:
+`correction_trl.rewards.final_answer:gsm8k_answer`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+# Public name -> module. Loaded on first use: each module needs another library.
+_PUBLIC = {
+    "CodeTests": "code_tests",
+    "ConceptCoverage": "constraints",
+    "FinalAnswer": "final_answer",
+    "FormatTerm": "composition",
+    "Gate": "composition",
+    "LengthTerm": "composition",
+    "MathProgram": "math_program",
+    "NonToxicity": "toxicity",
+    "SlotCoverage": "constraints",
+    "WeightedSum": "composition",
+    "WordListNonToxicity": "toxicity",
+    "answers_equal": "math_equality",
+    "bag_similarity": "similarity",
+    "edit_similarity": "similarity",
+    "extract_answer": "answer_extraction",
+    "extract_code": "code_extraction",
+    "line_similarity": "similarity",
+    "word_similarity": "similarity",
+}
+
+__all__ = [*_PUBLIC]
+
+if TYPE_CHECKING:
+    from .answer_extraction import extract_answer  # noqa: F401
+    from .code_extraction import extract_code  # noqa: F401
+    from .code_tests import CodeTests  # noqa: F401
+    from .composition import FormatTerm, Gate, LengthTerm, WeightedSum  # noqa: F401
+    from .constraints import ConceptCoverage, SlotCoverage  # noqa: F401
+    from .final_answer import FinalAnswer  # noqa: F401
+    from .math_equality import answers_equal  # noqa: F401
+    from .math_program import MathProgram  # noqa: F401
+    from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity  # noqa: F401
+    from .toxicity import NonToxicity, WordListNonToxicity  # noqa: F401
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted(__all__)
