@@ -691,21 +691,10 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)
         return response, correction
 
-    def _reference_log_probs(self, inputs) -> PairLogProbs:
-        adapter_off = contextlib.nullcontext()
-        if self.ref_model is None:  # PEFT: the base model, or the frozen copy of an adapter that was given
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            adapter_off = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
-        with (
-            torch.no_grad(),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            adapter_off,
-        ):
-            return self._pair_log_probs(self.ref_model or self.model, inputs, with_entropy=False)[0]
-
-    def compute_ref_log_probs(self, model, inputs):
+    def _reference_log_probs(self, model, inputs) -> PairLogProbs:
         adapter_off = contextlib.nullcontext()
         if self.ref_model is None and is_peft_model(self.model):
+            # The base model, or the frozen copy of an adapter that was given
             unwrapped = self.accelerator.unwrap_model(self.model)
             adapter_off = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
         with (
@@ -714,8 +703,11 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             adapter_off,
             self.accelerator.autocast(),
         ):
-            log_probs, _ = self._pair_log_probs(model, inputs, with_entropy=False)
-        response, correction = self._scores(log_probs, inputs)
+            return self._pair_log_probs(model, inputs, with_entropy=False)[0]
+
+    def compute_ref_log_probs(self, model, inputs):
+        # Called by `_precompute_ref_logps`, with the model that is the reference
+        response, correction = self._scores(self._reference_log_probs(model, inputs), inputs)
         return correction, response
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -729,7 +721,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             if self.precompute_ref_logps:
                 ref_response, ref_correction = inputs["ref_rejected_logps"], inputs["ref_chosen_logps"]
             else:
-                reference = self._reference_log_probs(inputs)
+                reference = self._reference_log_probs(self.ref_model or self.model, inputs)
                 ref_response, ref_correction = self._scores(reference, inputs)
             response_scores = response_scores - ref_response
             correction_scores = correction_scores - ref_correction
@@ -972,8 +964,8 @@ class _PairCollator:
             batch = dict(self.collator(examples))
             chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
             batch["n_tokens"] = (chosen + rejected).float()
-        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can be
-        # fewer than pairs
+        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can
+        # be fewer than pairs
         numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
         batch = {**numbers, **batch}
         if self.args.loss_type == "ddpo":
