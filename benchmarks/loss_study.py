@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
-from correction_trl.embedded import embedded_path, exact_match, right_answer_teacher
+from correction_trl.embedded import embedded_path, exact_match, one_digit_teacher, right_answer_teacher
 from correction_trl.evaluation import evaluate_corrections
 from correction_trl.report import installed_versions
 
@@ -61,6 +61,13 @@ STORED = {
     "sigmoid, reference-free": (0.0, 0.5),
     "dpop": (0.0, 0.5),
 }
+# With a teacher that corrects only one wrong digit of a response, so that y' keeps the other mistakes
+ONE_DIGIT = {
+    "linear": (0.0,),
+    "sigmoid": (0.0, 0.5),
+    "hinge": (0.0, 0.5),
+    "ddpo": (0.0,),
+}
 CONTROL = "SFT on the corrections"
 METRICS = ("acc@t1", "acc@t1/sampled", "correction_edit_ratio", "correction_amount", "logps/correction")
 
@@ -73,6 +80,10 @@ def cells(seeds):
             for loss, nll_weights in ON_POLICY.items():
                 for nll_weight in nll_weights:
                     yield "on-policy", loss, nll_weight, learning_rate, seed
+            yield "one digit", CONTROL, 1.0, learning_rate, seed
+            for loss, nll_weights in ONE_DIGIT.items():
+                for nll_weight in nll_weights:
+                    yield "one digit", loss, nll_weight, learning_rate, seed
         yield "stored", CONTROL, 1.0, 1e-4, seed
         for loss, nll_weights in STORED.items():
             for nll_weight in nll_weights:
@@ -119,7 +130,20 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
         "seed": seed,
         "use_cpu": True,
     }
-    if loss == CONTROL:
+    if loss == CONTROL and data == "one digit":
+        # y' depends on y here, so the control, too, has to sample: the anchor alone, on every pair
+        config = CorrectionOptimizationConfig(
+            **common,
+            loss_type="sigmoid",
+            beta=1e-9,
+            nll_weight=nll_weight,
+            unchanged_pairs="keep",
+            reference_free=True,
+            max_completion_length=16,
+            max_length=None,
+        )
+        trainer = CorrectionOptimizationTrainer(model_path, config, train_dataset=prompts, teacher=one_digit_teacher)
+    elif loss == CONTROL:
         if data == "stored":
             dataset = pairs.map(
                 lambda row: {"completion": [{"role": "assistant", "content": row["correction"]}]},
@@ -139,7 +163,7 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
             model_path,
             config,
             train_dataset=pairs if data == "stored" else prompts,
-            teacher=None if data == "stored" else right_answer_teacher,
+            teacher={"stored": None, "one digit": one_digit_teacher}.get(data, right_answer_teacher),
         )
     trainer.train()
     return trainer.model, trainer.processing_class
@@ -165,7 +189,8 @@ def write_table(results):
         "",
     ]
     for data, title in (
-        ("on-policy", "On-policy: responses sampled from the current policy"),
+        ("on-policy", "On-policy: responses sampled from the current policy, all wrong digits corrected"),
+        ("one digit", "On-policy, with a teacher that corrects one wrong digit at a time"),
         ("stored", f"Stored pairs: {results['n_pairs']} wrong responses of the base model, used for several epochs"),
     ):
         lines += [
@@ -210,7 +235,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--n_pairs", type=int, default=2000)
-    parser.add_argument("--only", choices=["on-policy", "stored"], help="run only these cells")
+    parser.add_argument("--only", choices=["on-policy", "one digit", "stored"], help="run only these cells")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, for several processes side by side")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results files to add to --results first")

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -31,7 +30,7 @@ from trl import DPOTrainer
 from trl.distributed import DistributedBackend
 from trl.import_utils import is_vllm_available
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
-from trl.trainer.utils import get_config_model_id, pad, use_adapter
+from trl.trainer.utils import get_config_model_id, use_adapter
 
 from .correction_dataset import PROMPTS, check_dataset, dataset_kind, message_text, to_preference_columns
 from .correction_optimization_config import CorrectionOptimizationConfig
@@ -50,9 +49,9 @@ from .losses import (
     sigmoid_loss,
 )
 from .metrics import edit_ratio
-from .pair_batch import PairLogProbs, edited_tokens, gather_tokens, two_row_index
+from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
 from .quantization import keep_trainable_on_cpu
-from .shared_prefix import dense_mask_fits, pack_pairs, packed_forward, self_check, sharing_pays, unsupported_reason
+from .shared_prefix import packed_forward, self_check, unsupported_reason
 from .tokenization import (
     check_tokenizer,
     decode,
@@ -65,21 +64,6 @@ from .user_functions import call_teacher, call_value_function, teacher_name
 
 
 logger = get_logger(__name__)
-
-# Per-pair numbers that travel with a batch, beside what the model needs: float tensors of shape (B,).
-_PAIR_COLUMNS = ("pair_weight", "unchanged", "missing", "edit_ratio", "response_truncated", "correction_truncated")
-# What else a batch holds that is not for the model.
-_NOT_FOR_THE_MODEL = {
-    *_PAIR_COLUMNS,
-    "values",
-    "sampled_at",
-    "n_tokens",
-    "completion_mask",
-    "response_edited",
-    "correction_edited",
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-}
 
 
 class CorrectionOptimizationTrainer(DPOTrainer):
@@ -388,14 +372,14 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             super()._set_signature_columns_if_needed()
             self._signature_columns = [
                 *self._signature_columns,
-                *_PAIR_COLUMNS,
+                *PAIR_COLUMNS,
                 "values",
                 *self._prompt_dataset_columns,
             ]
 
     def _wrap_collator(self):
-        if not isinstance(self.data_collator, _PairCollator):
-            self.data_collator = _PairCollator(self.data_collator, self.args, self.model.config.get_text_config())
+        if not isinstance(self.data_collator, PairCollator):
+            self.data_collator = PairCollator(self.data_collator, self.args, self.model.config.get_text_config())
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if self.args.reference_free:
@@ -653,7 +637,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             outputs, index = packed_forward(model, inputs), inputs
             n_tokens = inputs["input_ids"].size(1)
         else:  # two rows, as TRL lays them out
-            model_inputs = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+            model_inputs = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
             if self.aux_loss_enabled and with_entropy:
                 model_inputs["output_router_logits"] = True
             labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
@@ -900,79 +884,6 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def _ready_file(self) -> str:
         return f"pairs_sampled_ahead_{self.accelerator.process_index}.safetensors"
-
-
-class _PairCollator:
-    """
-    Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair),
-    and in both cases the per-pair numbers. Prompts pass through untouched.
-    """
-
-    def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, model_config: PretrainedConfig):
-        self.collator = collator
-        self.args = args
-        self.attn_implementation = model_config._attn_implementation
-        self.hidden_size = model_config.hidden_size
-        self.shared_prefix = False  # until the trainer knows that the model allows it
-
-    def pairs(self, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
-        """The token ids of each pair, cut at `max_length` as TRL's collator does."""
-        pairs = []
-        for example in examples:
-            room = None if self.args.max_length is None else max(self.args.max_length - len(example["prompt_ids"]), 0)
-            pairs.append(
-                {
-                    "prompt_ids": list(example["prompt_ids"]),
-                    "response_ids": list(example["rejected_ids"])[:room],
-                    "correction_ids": list(example["chosen_ids"])[:room],
-                }
-            )
-        return pairs
-
-    def _pack(self, pairs: list[dict[str, list[int]]]) -> bool:
-        if self.shared_prefix == "auto":
-            return sharing_pays(pairs, self.attn_implementation, self.args.pad_to_multiple_of, self.hidden_size)
-        return self.shared_prefix and dense_mask_fits(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
-        if "chosen_ids" not in examples[0] and not {"chosen", "rejected"} <= set(examples[0]):
-            return examples
-        if "edit_ratio" not in examples[0]:  # pairs with images are tokenised only now
-            for example in examples:
-                response, correction = message_text(example["rejected"]), message_text(example["chosen"])
-                example["unchanged"] = float(response == correction)
-                example["edit_ratio"] = edit_ratio(response, correction)
-        numbers = {key: [example.get(key, 0.0) for example in examples] for key in _PAIR_COLUMNS}
-        drop_unchanged = self.args.unchanged_pairs == "drop"
-        numbers["pair_weight"] = [
-            0.0 if drop_unchanged and example.get("unchanged") else example.get("pair_weight", 1.0)
-            for example in examples
-        ]
-        if examples[0].get("values"):
-            numbers["values"] = [example["values"] for example in examples]
-
-        pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
-        if pairs is not None and self._pack(pairs):
-            batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
-            for name in ("ref_chosen_logps", "ref_rejected_logps"):
-                if name in examples[0]:
-                    numbers[name] = [example[name] for example in examples]
-            numbers["n_tokens"] = [
-                2 * len(pair["prompt_ids"]) + len(pair["response_ids"]) + len(pair["correction_ids"]) for pair in pairs
-            ]
-        else:
-            batch = dict(self.collator(examples))
-            chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
-            batch["n_tokens"] = (chosen + rejected).float()
-        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can
-        # be fewer than pairs
-        numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
-        batch = {**numbers, **batch}
-        if self.args.loss_type == "ddpo":
-            edits = [edited_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
-            for name, side in (("response", 0), ("correction", 1)):
-                batch[f"{name}_edited"] = pad([torch.tensor(edit[side]) for edit in edits], padding_value=0)
-        return batch
 
 
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
