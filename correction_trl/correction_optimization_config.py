@@ -43,7 +43,7 @@ class CorrectionOptimizationConfig(DPOConfig):
         reference_free (`bool`, *optional*, defaults to `False`):
             `True`: P = π, no reference model is loaded. `False`: P = π / π_old, π_old being the policy before training
             (or `ref_model`, or with `sync_ref_model` a slowly following copy).
-        nll_weight (`float`, *optional*, defaults to `0.5`):
+        nll_weight (`float`, *optional*, defaults to `5.0`):
             Weight of the NLL anchor −log π(y'|x) / |y'|, which keeps the correction's likelihood from falling together
             with the response's. `0.0` removes it.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
@@ -71,8 +71,8 @@ class CorrectionOptimizationConfig(DPOConfig):
             gradient).
         shared_prefix (`str` or `bool`, *optional*, defaults to `"auto"`):
             Whether a pair is computed as one row that holds the prompt and the common prefix of y and y' once. `True`
-            fails by name on models that cannot; `"auto"` uses it where it is exact and pays, and checks itself on the
-            first batch; `False` never.
+            fails by name on models that cannot (a batch whose mask would be too large takes two rows all the same);
+            `"auto"` uses it where it is exact and pays, and checks itself on the first batch; `False` never.
 
         > Parameters that control on-policy responses
 
@@ -142,7 +142,7 @@ class CorrectionOptimizationConfig(DPOConfig):
     reference_free: bool = field(
         default=False, metadata={"help": "True: P = pi. False: P = pi / pi_old, a reference policy."}
     )
-    nll_weight: float = field(default=0.5, metadata={"help": "Weight of the NLL anchor on the correction."})
+    nll_weight: float = field(default=5.0, metadata={"help": "Weight of the NLL anchor on the correction."})
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a correction is no better; for `sigmoid` only."}
     )
@@ -235,7 +235,7 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
         if not self.beta > 0:  # NaN is not
             raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
-        if self.nll_weight < 0:
+        if not self.nll_weight >= 0:
             raise BadInput(f"`nll_weight={self.nll_weight}` must not be negative.")
         if self.loss_type == "dpop" and self.reference_free:
             raise BadInput(

@@ -1,7 +1,6 @@
 import contextlib
 import hashlib
 import itertools
-import json
 import math
 import textwrap
 import time
@@ -53,6 +52,8 @@ from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogPr
 from .quantization import keep_trainable_on_cpu
 from .shared_prefix import packed_forward, self_check, unsupported_reason
 from .tokenization import (
+    NOT_FOR_THE_TEACHER,
+    chat_template_kwargs,
     check_tokenizer,
     decode,
     encode_completion,
@@ -60,7 +61,7 @@ from .tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
-from .user_functions import call_teacher, call_value_function, teacher_name
+from .user_functions import call_teacher, call_value_function
 
 
 logger = get_logger(__name__)
@@ -100,7 +101,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
     the latter, tied to reward functions and to groups of at least two samples per prompt, so this class extends
     `DPOTrainer` and adds the sampling: `_prepare_dataset`, `_set_signature_columns_if_needed`,
     `_precompute_ref_logps`, `compute_ref_log_probs`, `get_batch_samples`, `_prepare_inputs`, `evaluate`,
-    `compute_loss`, `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler`.
+    `train`, `compute_loss`, `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler`.
 
     Example:
 
@@ -130,14 +131,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Stored pairs, or prompts (map-style only); plain text or conversational.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Likewise; prompts need a `teacher`.
+            Likewise; prompts only where `train_dataset` holds prompts too, since they need its `teacher`.
         teacher (`Callable` or object with a method `correct`, *optional*):
             Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses,
             `None` where it has none.
         reward_funcs (`Callable` or `list[Callable]`, *optional*):
             Value functions with TRL's signature. They are logged for y and y', and are in no loss.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            π_old. By default the policy as it is before training (with PEFT: the adapter off).
+            π_old. By default the policy as it is before training (with `peft_config`: the adapter off; with a
+            [`~peft.PeftModel`]: a frozen copy of its adapter).
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
             Tokenizer, or processor for stored pairs with images. By default loaded with the model.
         callbacks (`list[TrainerCallback]`, *optional*):
@@ -218,6 +220,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             raise BadInput(
                 "`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`."
             )
+        if args.reference_free and args.sync_ref_model:
+            raise BadInput("`reference_free=True` has no reference to synchronise; drop `sync_ref_model`.")
         split_batches = args.accelerator_config.split_batches
         if split_batches and args.per_device_train_batch_size % args.world_size:
             raise BadInput(
@@ -307,7 +311,9 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                     )
                 n_rows = len(dataset)
                 dataset = dataset.filter(
-                    lambda row: len(tokenize_prompt(tokenizer, row["prompt"], **_template_kwargs(row))[1]) <= limit,
+                    lambda row: (
+                        len(tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1]) <= limit
+                    ),
                     desc=f"Checking prompt lengths of the {dataset_name} dataset",
                     **map_kwargs,
                 )
@@ -319,13 +325,22 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                 )
             return dataset
 
+        n_rows = len(dataset) if isinstance(dataset, Dataset) else None
         dataset = to_preference_columns(dataset)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
         def pair_numbers(row):
-            response, correction = message_text(row["rejected"]), message_text(row["chosen"])
+            # TRL has put the end-of-sequence token behind plain text; it is none of the value functions' business
+            response, correction = (
+                message_text(row[name]).removesuffix("" if isinstance(row[name], list) else tokenizer.eos_token)
+                for name in ("rejected", "chosen")
+            )
             n_prompt, n_response = len(row["prompt_ids"]), len(row["rejected_ids"])
-            numbers = {
+            numbers = {  # all of PAIR_COLUMNS: a column of that name in the user's data must not pass for ours
+                "pair_weight": 1.0,
+                "missing": 0.0,
+                "correction_truncated": 0.0,
+                "values": [],
                 "unchanged": float(row["chosen_ids"] == row["rejected_ids"]),
                 "edit_ratio": edit_ratio(response, correction),
                 "response_truncated": float(max_length is not None and n_prompt + n_response > max_length),
@@ -334,7 +349,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                 others = {
                     key: [value]
                     for key, value in row.items()
-                    if key not in ("prompt", "chosen", "rejected") and "_ids" not in key
+                    if key
+                    not in (*NOT_FOR_THE_TEACHER, "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids")
                 }
                 numbers["values"] = [
                     [
@@ -352,8 +368,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             )
             if isinstance(dataset, Dataset):
                 self._report_dropped(
-                    len(dataset) - len(fits),
-                    len(dataset),
+                    n_rows - len(fits),
+                    n_rows,
                     dataset_name,
                     f"their prompt and correction exceed `max_length={max_length}` tokens, and a correction "
                     "that is cut off would teach never to stop",
@@ -415,6 +431,11 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         """Compare packed rows with two rows on the first examples of a run, on this very model."""
         if self._shared_prefix_checked or self.data_collator.shared_prefix is False:
             return
+        # Pairs with y' = y have no second branch: they would pass on any model
+        examples = [example for example in examples if example["chosen_ids"] != example["rejected_ids"]]
+        ready = torch.tensor(float(len(examples) > 0), device=self.accelerator.device)
+        if self.accelerator.reduce(ready, reduction="sum") < self.accelerator.num_processes:
+            return  # all processes check, or none: a sharded model's forward needs them all
         self._shared_prefix_checked = True
         pairs = self.data_collator.pairs(examples[: self.args.per_device_train_batch_size])
         with self.accelerator.autocast():
@@ -426,6 +447,14 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                 )
             self.data_collator.shared_prefix = False
             warnings.warn(f"Pairs are computed in two rows, because {reason}.", stacklevel=2)
+
+    def _check_shared_prefix_on(self, dataset: Dataset | IterableDataset):
+        if self._shared_prefix_checked or self.data_collator.shared_prefix is False:
+            return
+        if dataset_kind(dataset) != PROMPTS:  # prompts are checked when they have become pairs
+            head = itertools.islice(dataset, 1000)
+            changed = (row for row in head if row["chosen_ids"] != row["rejected_ids"])
+            self._check_shared_prefix(list(itertools.islice(changed, self.args.per_device_train_batch_size)))
 
     # ------------------------------------------------------------------ on-policy responses
 
@@ -444,6 +473,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             "eos_token_id": stop_token_ids(self._tokenizer, self.model.generation_config),
             **(args.generation_kwargs or {}),
         }
+        stop_ids = generation_kwargs["eos_token_id"]  # `generation_kwargs` may name another one
+        generation_kwargs["eos_token_id"] = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
         self._generation_kwargs = generation_kwargs
         self._distributed = DistributedBackend(self.accelerator)
         self._vllm = None
@@ -520,12 +551,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
     def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
         """Sample a response to each prompt and have it corrected: examples for the collator."""
         prompts = [row["prompt"] for row in rows]
-        columns = {
-            key: [row[key] for row in rows]
-            for key in rows[0]
-            if key not in ("prompt", "tools", "chat_template_kwargs")
-        }
-        rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **_template_kwargs(row)) for row in rows]
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_FOR_THE_TEACHER}
+        rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **chat_template_kwargs(row)) for row in rows]
 
         start = time.perf_counter()
         response_ids = self._sample([ids for _, ids in rendered], seed_name)
@@ -533,11 +560,10 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         sampled = time.perf_counter()
         try:
             corrections = call_teacher(self.teacher, prompts, responses, columns)
-        except Exception as error:
-            raise TeacherFailed(
-                f"The teacher {teacher_name(self.teacher)!r} failed at step {self.state.global_step}: {error} "
-                "Training can go on from the last checkpoint with `resume_from_checkpoint`."
-            ) from error
+        except (BadInput, TeacherFailed) as error:
+            resume = " Training can go on from the last checkpoint with `resume_from_checkpoint`."
+            saved = any(Path(self.args.output_dir).glob("checkpoint-*"))
+            raise TeacherFailed(f"Step {self.state.global_step}: {error}{resume if saved else ''}") from error
         corrected = time.perf_counter()
         self._count(mode, {"time/generation": sampled - start, "time/teacher": corrected - sampled}, count=1)
 
@@ -598,11 +624,10 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if self._n_to_skip:
             super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
             self._n_to_skip = 0
-        if dataset_kind(self.train_dataset) != PROMPTS and not self._shared_prefix_checked:
-            rows = itertools.islice(iter(self.train_dataset), self.args.per_device_train_batch_size)
-            self._check_shared_prefix(list(rows))
+        self._check_shared_prefix_on(self.train_dataset)
         if len(self._ready) < num_batches:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * (self.args.max_staleness + 1), device)
+            n_updates = min(self.args.max_staleness + 1, self.state.max_steps - self.state.global_step)
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * n_updates, device)
             if batches and isinstance(batches[0], list):
                 step = self.state.global_step
                 examples = self._roll_out([row for batch in batches for row in batch], "train", f"step {step}")
@@ -627,6 +652,11 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def evaluate(self, *args, **kwargs):
         self._eval_batch = 0  # every evaluation sees the same random numbers
+        # An evaluation may come before the first update
+        eval_datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for dataset in (self.train_dataset, *eval_datasets):
+            if dataset is not None:
+                self._check_shared_prefix_on(dataset)
         return super().evaluate(*args, **kwargs)
 
     # ------------------------------------------------------------------ log-probs and loss
@@ -713,8 +743,13 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
         prior_gap = None
         if self.length_prior is not None:
-            log_prior = self.length_prior([*n_response.tolist(), *n_correction.tolist()])
-            log_prior = torch.tensor(log_prior, dtype=torch.float32, device=response_scores.device)
+            lengths = [*n_response.tolist(), *n_correction.tolist()]
+            log_prior = torch.as_tensor(self.length_prior(lengths), dtype=torch.float32).to(response_scores.device)
+            if log_prior.shape != (len(lengths),) or not log_prior.isfinite().all():
+                raise BadInput(
+                    f"`length_prior={args.length_prior!r}` must return one finite log-probability per length; for the "
+                    f"lengths {lengths} it returned {log_prior.tolist()}."
+                )
             prior_gap = log_prior[: len(n_response)] - log_prior[len(n_response) :]
 
         margins = correction_scores - response_scores
@@ -747,13 +782,13 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         if self.aux_loss_enabled:
             n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
-        self._record(inputs, log_probs, reference, margins.detach())
+        self._record(inputs, log_probs, reference, margins.detach(), losses.detach())
         return loss
 
     # ------------------------------------------------------------------ metrics
 
     @torch.no_grad()
-    def _record(self, inputs, log_probs: PairLogProbs, reference: PairLogProbs | None, margins: torch.Tensor):
+    def _record(self, inputs, log_probs: PairLogProbs, reference: PairLogProbs | None, margins, losses):
         mode = "train" if self.model.training else "eval"
         weights, missing = inputs["pair_weight"], inputs["missing"]
         corrected = (1 - missing) * (1 - inputs["correction_truncated"])  # y' is there, and whole
@@ -780,6 +815,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
             "tokens": (inputs["n_tokens"], everything),
         }
+        if mode == "eval":
+            columns["loss"] = (losses, weights)
         if reference is not None:
             columns["kl"] = (response - reference.response.sum(1), everything)
         if "sampled_at" in inputs:
@@ -794,8 +831,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         totals = self.accelerator.reduce(totals, reduction="sum").tolist()
         for name, (total, count) in zip(columns, totals, strict=True):
             if name == "tokens":
-                if mode == "train":
-                    self._total_train_tokens += int(round(total))
+                if mode == "train":  # kept in the state, as in GRPOTrainer: a resumed run goes on counting
+                    self.state.num_input_tokens_seen += int(round(total))
             else:
                 self._count(mode, {name: total}, count)
 
@@ -806,11 +843,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
+        if mode == "eval" and "loss" in self._sums[mode]:
+            # Trainer's own average over batches counts a batch without a pair in the loss as a loss of 0
+            total, count = self._sums[mode].pop("loss")
+            logs.update({key: total / max(count, 1) for key in logs if key.endswith("_loss")})
         if self._sums[mode]:
             for name, (total, count) in self._sums[mode].items():
                 if count:
                     self._metrics[mode][name] = [total / count]
-            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
             self._sums[mode].clear()
         super().log(logs, start_time)
         if mode == "train" and "logps/correction" in logs:
@@ -822,6 +863,14 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         """Warn, once, when the corrections have become clearly less likely than they were at the start."""
         if self._warned_displacement:
             return
+        if not math.isfinite(self.state.log_history[-1]["logps/correction"]):
+            self._warned_displacement = True
+            warnings.warn(
+                "`logps/correction` is not finite: the policy has diverged. Lower the learning rate, or use a bounded "
+                "`loss_type` with an `nll_weight`.",
+                stacklevel=2,
+            )
+            return
         history = [entry["logps/correction"] for entry in self.state.log_history if "logps/correction" in entry]
         window = max(3, len(history) // 5)
         if len(history) < 2 * window:
@@ -831,7 +880,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         spread = math.sqrt(sum(_variance(values) / window for values in (start, now)))
         if fall > 0.1 * abs(sum(start) / window) + 4 * spread:
             self._warned_displacement = True
-            remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 0.5`"
+            remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 5.0`"
             warnings.warn(
                 f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} "
                 f"nats to {sum(now) / window:.2f}. The loss is pushing responses and corrections down together "
@@ -854,9 +903,14 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     # ------------------------------------------------------------------ checkpoints
 
+    def train(self, *args, **kwargs):
+        self._ready.clear()  # an earlier call may have ended before it used all of its pairs
+        self._n_to_skip = 0
+        return super().train(*args, **kwargs)
+
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
-        if self._ready and self.teacher is not None:
+        if self._ready and self.teacher is not None and not self.args.save_only_model:
             # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             tensors = {
@@ -868,12 +922,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        # `num_tokens` goes on from where it was
-        self._total_train_tokens = next(
-            (int(entry["num_tokens"]) for entry in reversed(self.state.log_history) if "num_tokens" in entry), 0
-        )
         file = Path(checkpoint) / self._ready_file()
-        self._ready.clear()
         if file.is_file():
             batches = defaultdict(dict)
             for key, tensor in load_file(file).items():
@@ -884,14 +933,6 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def _ready_file(self) -> str:
         return f"pairs_sampled_ahead_{self.accelerator.process_index}.safetensors"
-
-
-def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the chat template that a dataset row carries, as in TRL."""
-    kwargs = dict(row.get("chat_template_kwargs") or {})
-    if row.get("tools"):
-        kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
-    return kwargs
 
 
 def _vllm_generation() -> type:

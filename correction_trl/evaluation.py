@@ -15,6 +15,8 @@ from .correction_dataset import check_dataset
 from .generation import generate_completions
 from .metrics import edit_ratio, summarize
 from .tokenization import (
+    NOT_FOR_THE_TEACHER,
+    chat_template_kwargs,
     check_tokenizer,
     decode,
     encode_completion,
@@ -109,6 +111,7 @@ def evaluate_corrections(
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": stop_ids,
         "disable_compile": True,
+        "repetition_penalty": 1.0,  # what is left out is taken from the model's generation_config.json
     }
     greedy = GenerationConfig(do_sample=False, **common)
     sampled = GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, **common)
@@ -121,8 +124,11 @@ def evaluate_corrections(
         for start in range(0, len(rows), batch_size):
             batch = dataset[rows[start] : rows[min(start + batch_size, len(rows)) - 1] + 1]
             prompts = batch["prompt"]
-            columns = {key: values for key, values in batch.items() if key != "prompt"}
-            rendered = [tokenize_prompt(tokenizer, prompt) for prompt in prompts]
+            columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
+            rendered = [
+                tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))
+                for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+            ]
             prompt_ids = [ids for _, ids in rendered]
             n_problems = len(prompts)
             accuracy = sampled_accuracy = [None] * n_problems

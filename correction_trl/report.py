@@ -390,8 +390,9 @@ def print_summary(metrics: Mapping[str, Any], console: Console | None = None, fi
             _format_summary(name, metrics["difference"].get(name), difference=True, separator=separator),
             _format_counts(name, metrics),
         )
-    console.print("Before and after training, with 95% intervals over n problems", highlight=False)
-    console.print(table)
+    if metrics["before"]:
+        console.print("Before and after training, with 95% intervals over n problems", highlight=False)
+        console.print(table)
     if _is_number(metrics["seconds"]):
         console.print(f"Time: {_format_seconds(metrics['seconds'])}", highlight=False)
     for file in files:

@@ -1,6 +1,7 @@
 """What every recipe does around its trainer: read the configuration, load the data, push the result."""
 
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,15 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
         # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
         return _Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(args=argv)
     except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
-        raise SystemExit(f"Configuration: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        if "fail_with_unknown_args" in message:  # advice for the writer of a recipe, not for its user
+            message = message.partition(". Please remove")[0] + ". `--help` lists the arguments."
+        elif "bf16" in message:
+            message = (
+                "bfloat16 is TRL's default and there is no GPU; set `bf16: false` (float32), or `use_cpu: true` "
+                "(bfloat16 on the CPU)."
+            )
+        raise SystemExit(f"Configuration: {message}") from error
 
 
 class _Parser(TrlParser):
@@ -89,7 +98,10 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
             raise SystemExit(f"{name}: no such dataset, or it cannot be loaded ({_first_line(error)}).") from error
         if isinstance(dataset, DatasetDict):
             if split not in dataset:
-                raise SystemExit(f"{name} has no split {split!r}; it has {', '.join(dataset)}.")
+                raise SystemExit(
+                    f"{name} has no split {split!r}; it has {', '.join(dataset)}. Name the splits to use, for example "
+                    "with `--dataset_test_split`."
+                )
             dataset = dataset[split]
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
 
@@ -111,6 +123,38 @@ def run(main: Callable, *args: Any) -> None:
         main(*args)
     except (BadInput, TeacherFailed) as error:
         raise SystemExit(f"Error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "Interrupted. What was saved stays; with checkpoints (`save_strategy: steps`) the run goes on with "
+            "`--resume_from_checkpoint`."
+        ) from None
+
+
+def check_folders(output_dir: Path, checkpoint: str | None) -> None:
+    """
+    See that a run can write where it has to, and that the checkpoint to resume from exists, before anything expensive.
+
+    Args:
+        output_dir (`Path`):
+            Where the run writes.
+        checkpoint (`str`, *optional*):
+            `resume_from_checkpoint`.
+
+    Raises:
+        BadInput: If one of them cannot be used.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise BadInput(f"`output_dir={str(output_dir)!r}` cannot be written to: {error.strerror}.") from None
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        found = sorted(str(path) for path in output_dir.glob("checkpoint-*"))
+        raise BadInput(
+            f"`resume_from_checkpoint={checkpoint!r}` is no checkpoint; in {output_dir} there is "
+            f"{', '.join(found) or 'none'}."
+        )
 
 
 def check_push(repo_id: str, private: bool | None, token: str | None) -> None:

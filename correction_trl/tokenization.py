@@ -5,13 +5,19 @@ completion is what the model would have to emit after that: its text, then one s
 decoded and re-encoded: they are trained as the ids that were sampled.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .errors import BadInput
 from .user_functions import Prompt
+
+
+# Columns of a dataset that belong to the prompt; all others are handed to teachers and value functions.
+NOT_FOR_THE_TEACHER = ("prompt", "tools", "chat_template_kwargs")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
@@ -64,14 +70,25 @@ def end_of_turn_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[
     """
     if conversational:
         prompt = [{"role": "user", "content": "a"}]
-        turn = tokenizer.apply_chat_template(
-            [*prompt, {"role": "assistant", "content": "b"}], tokenize=True, return_dict=True
-        )["input_ids"]
+        try:
+            turn = tokenizer.apply_chat_template(
+                [*prompt, {"role": "assistant", "content": "b"}], tokenize=True, return_dict=True
+            )["input_ids"]
+        except TemplateError:  # a template for prompts alone
+            return stop_ids[0]
         opened = tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)
         for token in turn[len(opened["input_ids"]) :]:
             if token in stop_ids:
                 return token
     return stop_ids[0]
+
+
+def chat_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the chat template that a dataset row carries in `tools` and `chat_template_kwargs`, as in TRL."""
+    kwargs = dict(row.get("chat_template_kwargs") or {})
+    if row.get("tools"):
+        kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
+    return kwargs
 
 
 def tokenize_prompt(
@@ -96,7 +113,12 @@ def tokenize_prompt(
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
             ids = ids[:-1]  # some tokenizers end every text; the policy has to go on from here
         return prompt, ids
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **chat_template_kwargs)
+    try:
+        text = tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+        )
+    except TemplateError as error:
+        raise BadInput(f"The chat template refuses the prompt {str(prompt)[:200]}: {error}.") from error
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .errors import BadInput
+from .errors import BadInput, TeacherFailed
 
 
 Prompt = str | list[dict[str, Any]]
@@ -69,11 +69,17 @@ def call_teacher(
 
     Raises:
         BadInput: If the number or the type of the returned items is wrong.
+        TeacherFailed: If the teacher raises.
     """
     correct = teacher if inspect.isroutine(teacher) else getattr(teacher, "correct", teacher)
     if inspect.isclass(teacher) or not callable(correct):
         raise BadInput(f"{teacher!r:.80} is no teacher: pass a function, or an object with a method `correct`.")
-    corrections = _result(correct(prompts=list(prompts), responses=list(responses), **columns))
+    try:
+        corrections = _result(correct(prompts=list(prompts), responses=list(responses), **columns))
+    except Exception as error:
+        raise TeacherFailed(
+            f"The teacher {teacher_name(teacher)!r} raised {type(error).__name__}: {str(error).rstrip('.')}."
+        ) from error
     is_list = isinstance(corrections, Sequence) and not isinstance(corrections, str)
     if not is_list or len(corrections) != len(responses):
         returned = f"{len(corrections)} items" if is_list else "no list"

@@ -62,6 +62,7 @@ def main(script_args, training_args, model_args):
     from correction_trl import CorrectionOptimizationTrainer
     from correction_trl.correction_dataset import PROMPTS, dataset_kind
     from correction_trl.embedded import embedded_path
+    from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_corrections
     from correction_trl.metrics import paired_difference
     from correction_trl.report import (
@@ -73,11 +74,12 @@ def main(script_args, training_args, model_args):
         write_metrics,
         write_model_card,
     )
-    from correction_trl.scripts import as_dict, check_push, load_split, public_name, push_folder
+    from correction_trl.scripts import as_dict, check_folders, check_push, load_split, public_name, push_folder
     from correction_trl.user_functions import import_function
 
     start = time.time()
     output_dir = Path(training_args.output_dir)
+    check_folders(output_dir, training_args.resume_from_checkpoint)
     # The recipe pushes at its end, with the card and the pictures; the trainer, whose own pushes would carry the token
     # in training_args.bin, does not know of it.
     push_to = (training_args.hub_model_id or output_dir.resolve().name) if training_args.push_to_hub else None
@@ -102,14 +104,24 @@ def main(script_args, training_args, model_args):
 
     train_dataset = split(script_args.dataset_train_split, script_args.train_rows)
     on_policy = dataset_kind(train_dataset) == PROMPTS
-    validation = split(script_args.dataset_validation_split) if training_args.eval_strategy != "no" else None
+    validation = None
+    if training_args.eval_strategy != "no":
+        if Path(dataset_name).is_file():
+            raise BadInput(
+                f"`eval_strategy` is set, but all of the file {dataset_name} is trained on; give a folder or a Hub "
+                "dataset with a validation split, or set `eval_strategy: 'no'`."
+            )
+        validation = split(script_args.dataset_validation_split)
     # Without a teacher nobody can correct new responses; they can still be rated
     test_dataset, test_name = None, script_args.test_dataset_name
     if test_name is None and not Path(dataset_name).is_file():  # a file holds what is trained on, and nothing else
         test_name = dataset_name
     if test_name is not None and (teacher is not None or value_function is not None):
         test_dataset = load_split(
-            test_name, script_args.dataset_config, script_args.dataset_test_split, script_args.test_rows
+            test_name,
+            script_args.dataset_config if test_name == dataset_name else None,
+            script_args.dataset_test_split,
+            script_args.test_rows,
         )
 
     training_args.model_init_kwargs = {
@@ -145,6 +157,10 @@ def main(script_args, training_args, model_args):
             seed=training_args.seed,
         )
 
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # Sharded weights would have to be gathered for each batch, by all processes in step
+        test_dataset = None
+        say("Sharded training: nothing is evaluated before and after. Evaluate the saved model on its own.")
     n_test = f"{len(test_dataset)} test problems" if test_dataset is not None else "not evaluated (no test problems)"
     say(
         f"{public_name(model_name, 'model')} on {public_name(dataset_name, 'data')}: {len(train_dataset)} rows, "
@@ -172,7 +188,7 @@ def main(script_args, training_args, model_args):
             pictures["Before and after training"] = plot_before_after(
                 before.metrics, after.metrics, output_dir / "before_after.png"
             )
-        if teacher is not None:
+        if before is not None and teacher is not None:
             pictures["Edits that the responses need"] = plot_edit_distribution(
                 before.per_problem["correction_edit_ratio"],
                 after.per_problem["correction_edit_ratio"],

@@ -28,7 +28,7 @@ def parse(tmp_path, *arguments: str) -> CorrectionOptimizationConfig:
 
 def test_defaults_are_the_documented_safe_ones(tmp_path):
     args = config(tmp_path)
-    assert (args.loss_type, args.beta, args.reference_free, args.nll_weight) == ("sigmoid", 0.1, False, 0.5)
+    assert (args.loss_type, args.beta, args.reference_free, args.nll_weight) == ("sigmoid", 0.1, False, 5.0)
     assert (args.shared_prefix, args.max_staleness, args.unchanged_pairs) == ("auto", 0, "drop")
 
 

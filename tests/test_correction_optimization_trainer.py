@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
@@ -678,6 +678,105 @@ def test_resuming_gives_the_run_that_was_not_interrupted(
         assert torch.equal(parameter, weights(resumed)[name]), name
 
 
+def test_a_second_call_of_train_samples_anew(make_trainer, plain_prompts, teacher):
+    class StopAfterOne(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 1
+
+    callback = StopAfterOne()
+    trainer = make_trainer(plain_prompts, teacher=teacher, max_staleness=3, callbacks=[callback])
+    trainer.train()
+    trainer.remove_callback(callback)
+    trainer.train()
+    assert logged(trainer, "staleness") == [0, 1, 2, 3]
+
+
+def test_no_correction_is_asked_for_that_no_update_will_use(make_trainer, plain_prompts):
+    asked = []
+
+    def teacher(responses, answer, **columns):
+        asked.extend(responses)
+        return answer
+
+    make_trainer(plain_prompts, teacher=teacher, max_staleness=3, max_steps=5).train()
+    assert len(asked) == 5 * 4
+
+
+def test_tokens_are_counted_on_after_a_resume_between_two_logs(make_trainer, plain_prompts, teacher, tmp_path):
+    def run(name, resume=None):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=teacher,
+            output_dir=str(tmp_path / name),
+            max_steps=6,
+            logging_steps=4,
+            save_strategy="steps",
+            save_steps=3,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return logged(trainer, "num_tokens")
+
+    assert run("whole") == run("resumed", str(tmp_path / "whole" / "checkpoint-3"))
+
+
+def test_evaluation_loss_does_not_depend_on_the_batch_size(make_trainer, plain_pairs):
+    rows = [
+        {**row, "correction": row["response"] if i >= 4 else row["correction"]} for i, row in enumerate(plain_pairs)
+    ]
+    for evaluation in (Dataset.from_list(rows[:16]), {"some": Dataset.from_list(rows[:16])}):
+        name = "eval_some_loss" if isinstance(evaluation, dict) else "eval_loss"
+        found = [
+            make_trainer(plain_pairs, eval_dataset=evaluation, per_device_eval_batch_size=size).evaluate()[name]
+            for size in (1, 4, 16)
+        ]
+        assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_value_functions_see_stored_texts_as_they_are(make_trainer, plain_pairs):
+    seen = []
+
+    def keep(completions, doc_ids, values, **columns):
+        seen.extend([*completions, *doc_ids, *values])
+        return [1.0] * len(completions)
+
+    dataset = plain_pairs.select(range(4)).add_column("doc_ids", ["d"] * 4).add_column("values", ["v"] * 4)
+    make_trainer(dataset.add_column("pair_weight", [0.0] * 4), reward_funcs=keep, max_steps=1).train()
+    texts = {text for row in plain_pairs.select(range(4)) for text in (row["response"], row["correction"])}
+    assert set(seen) == texts | {"d", "v"}
+
+
+def test_a_column_with_the_name_of_one_of_ours_changes_nothing(make_trainer, plain_pairs):
+    plain = make_trainer(plain_pairs, max_steps=2)
+    plain.train()
+    for name, value in (("values", "text"), ("pair_weight", 0.25), ("missing", 1.0), ("edit_ratio", "text")):
+        trainer = make_trainer(plain_pairs.add_column(name, [value] * len(plain_pairs)), max_steps=2)
+        trainer.train()
+        for key in ("loss", "corrections/in_loss", "corrections/missing", "correction_edit_ratio"):
+            assert logged(trainer, key) == logged(plain, key), (name, key)
+
+
+def test_the_check_of_packed_rows_comes_before_an_evaluation_and_waits_for_a_pair_with_an_edit(
+    make_trainer, chat_pairs, chat_prompts, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization_trainer.self_check",
+        lambda model, pairs, pad: checked.append(pairs),
+    )
+    make_trainer(chat_pairs, eval_dataset=chat_pairs.select(range(4))).evaluate()
+    assert len(checked) == 1
+    checked.clear()
+    calls = []
+
+    def teacher(responses, answer, **columns):
+        calls.append(1)
+        return responses if len(calls) == 1 else answer
+
+    make_trainer(chat_prompts, teacher=teacher, max_steps=3).train()
+    assert len(checked) == 1
+    assert all(pair["response_ids"] != pair["correction_ids"] for pair in checked[0])
+
+
 # ------------------------------------------------------------------ the displacement alarm
 
 
@@ -731,9 +830,7 @@ def test_a_teacher_that_fails_stops_the_run_in_one_sentence(make_trainer, plain_
     def broken(prompts, responses, **columns):
         return responses[:-1]
 
-    with pytest.raises(
-        RuntimeError, match="'broken' failed at step 0: .* returned 3 items for 4 responses.*resume_from"
-    ):
+    with pytest.raises(RuntimeError, match="Step 0: The teacher 'broken' returned 3 items for 4 responses"):
         make_trainer(plain_prompts, teacher=broken).train()
 
 
@@ -771,5 +868,5 @@ def test_overridden_methods_of_trl_still_exist():
     overridden = {
         name for name in vars(CorrectionOptimizationTrainer) if name in dir(DPOTrainer) and not name.startswith("__")
     }
-    documented = set(expected) | {"evaluate", "_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"}
+    documented = set(expected) | {"evaluate", "train", "_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"}
     assert overridden <= documented, overridden - documented

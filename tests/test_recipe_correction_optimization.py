@@ -91,6 +91,15 @@ def test_stored_pairs_from_a_file_need_no_teacher(launch, tmp_path):
     assert (out / "learning_curves.png").is_file() and not (out / "before_after.png").exists()
 
 
+def test_prompts_from_a_file_are_trained_on_without_an_evaluation(launch, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"00000000000{i} + 000000000001 =", "answer": f"000000000000{i + 1}"} for i in range(8)]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    out = launch(f"--dataset_name {file} --teacher correction_trl.embedded:right_answer_teacher")
+    assert json.loads((out / "metrics.json").read_text())["before"] == {}
+    assert (out / "learning_curves.png").is_file() and not (out / "edits.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from correction_trl.errors import TeacherFailed
 from correction_trl.user_functions import call_teacher, call_value_function, import_function, teacher_name
 
 
@@ -140,12 +141,13 @@ def test_what_is_no_teacher_is_refused(nobody):
         correct(nobody)
 
 
-def test_what_a_teacher_raises_is_not_swallowed():
+def test_what_a_teacher_raises_is_said_in_one_sentence_and_kept_as_the_cause():
     def teacher(**_):
         raise TimeoutError("the endpoint is down")
 
-    with pytest.raises(TimeoutError, match="the endpoint is down"):
+    with pytest.raises(TeacherFailed, match="'teacher' raised TimeoutError: the endpoint is down") as caught:
         correct(teacher)
+    assert isinstance(caught.value.__cause__, TimeoutError)
 
 
 # ---------------------------------------------------------------- value functions
