@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 import matplotlib
 import numpy as np
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -45,6 +46,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
+from .evaluation import Evaluation
+from .metrics import paired_difference
 
 
 logger = logging.getLogger(__name__)
@@ -1146,3 +1149,87 @@ def _without_run_directories(text: str, output_dir: Path) -> str:
         if directory != os.sep:
             text = re.sub(rf"(?<![\w.:/]){re.escape(directory)}(?![\w-])/?", "", text)
     return text
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# All of it, at the end of a recipe
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def write_report(
+    output_dir: str | os.PathLike,
+    *,
+    log_history: Sequence[Mapping[str, float]],
+    before: Evaluation | None,
+    after: Evaluation | None,
+    seconds: float,
+    config: Any,
+    **card: Any,
+) -> dict[str, Any]:
+    """
+    Leave what a recipe leaves beside its model: pictures, `metrics.json` and the model card; and print the summary.
+    Call it on the main process only.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Directory of the model.
+        log_history (`list[dict]`):
+            `trainer.state.log_history`.
+        before ([`~evaluation.Evaluation`], *optional*):
+            The policy before training, if it was evaluated.
+        after ([`~evaluation.Evaluation`], *optional*):
+            The policy after training, on the same problems.
+        seconds (`float`):
+            Wall-clock time of the run.
+        config (`dict`):
+            What the run was configured with.
+        **card:
+            Further arguments of [`write_model_card`]: `base_model`, `dataset_name`, `method`, ...
+
+    Returns:
+        `dict`: what `metrics.json` holds.
+    """
+    output_dir = Path(output_dir)
+    pictures = {"Learning curves": plot_learning_curves(log_history, output_dir / "learning_curves.png")}
+    difference, examples = {}, []
+    if before is not None:
+        difference = {key: paired_difference(before.per_problem[key], after.per_problem[key]) for key in after.metrics}
+        pictures["Before and after training"] = plot_before_after(
+            before.metrics, after.metrics, output_dir / "before_after.png"
+        )
+        if "correction_edit_ratio" in after.metrics:  # a teacher corrected the responses
+            examples = after.examples
+            pictures["Edits that the responses need"] = plot_edit_distribution(
+                before.per_problem["correction_edit_ratio"],
+                after.per_problem["correction_edit_ratio"],
+                output_dir / "edits.png",
+            )
+            pictures["Corrections of responses after training"] = plot_examples(examples, output_dir / "examples.png")
+    metrics = write_metrics(
+        output_dir / "metrics.json",
+        before=before.metrics if before is not None else {},
+        after=after.metrics if after is not None else {},
+        difference=difference,
+        seconds=seconds,
+        config=config,
+        peak_memory_gib=_peak_memory_gib(),
+    )
+    write_model_card(
+        output_dir,
+        model_name=output_dir.resolve().name,
+        metrics=metrics,
+        pictures=pictures,
+        examples=examples,
+        **card,
+    )
+    print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
+    return metrics
+
+
+def _peak_memory_gib() -> float:
+    """Most memory that the tensors on the GPU, or without one the whole process, took so far, in GiB."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    import resource  # not there on Windows
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # Linux counts in KiB

@@ -56,7 +56,6 @@ class CorrectionScriptArguments:
 
 
 def main(script_args, training_args, model_args):
-    import torch
     from trl import get_peft_config, get_quantization_config
 
     from correction_trl import CorrectionOptimizationTrainer
@@ -64,16 +63,7 @@ def main(script_args, training_args, model_args):
     from correction_trl.embedded import embedded_path
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_corrections
-    from correction_trl.metrics import paired_difference
-    from correction_trl.report import (
-        plot_before_after,
-        plot_edit_distribution,
-        plot_examples,
-        plot_learning_curves,
-        print_summary,
-        write_metrics,
-        write_model_card,
-    )
+    from correction_trl.report import write_report
     from correction_trl.scripts import as_dict, check_folders, check_push, load_split, public_name, push_folder
     from correction_trl.user_functions import import_function
 
@@ -177,37 +167,13 @@ def main(script_args, training_args, model_args):
     after = evaluate()
 
     if trainer.accelerator.is_main_process:
-        pictures = {
-            "Learning curves": plot_learning_curves(trainer.state.log_history, output_dir / "learning_curves.png")
-        }
-        difference, examples = {}, []
-        if before is not None:
-            difference = {
-                key: paired_difference(before.per_problem[key], after.per_problem[key]) for key in after.metrics
-            }
-            pictures["Before and after training"] = plot_before_after(
-                before.metrics, after.metrics, output_dir / "before_after.png"
-            )
-        if before is not None and teacher is not None:
-            pictures["Edits that the responses need"] = plot_edit_distribution(
-                before.per_problem["correction_edit_ratio"],
-                after.per_problem["correction_edit_ratio"],
-                output_dir / "edits.png",
-            )
-            examples = after.examples
-            pictures["Corrections of responses after training"] = plot_examples(examples, output_dir / "examples.png")
-        metrics = write_metrics(
-            output_dir / "metrics.json",
-            before=before.metrics if before else {},
-            after=after.metrics if after else {},
-            difference=difference,
+        write_report(
+            output_dir,
+            log_history=trainer.state.log_history,
+            before=before,
+            after=after,
             seconds=time.time() - start,
             config=as_dict(script_args, training_args, model_args),
-            peak_memory_gib=_peak_memory_gib(torch),
-        )
-        write_model_card(
-            output_dir,
-            model_name=output_dir.resolve().name,
             base_model=model_name,
             dataset_name=dataset_name,
             method={
@@ -223,27 +189,14 @@ def main(script_args, training_args, model_args):
                     "the source minimises the bare difference, which has no lower bound."
                 ],
             },
-            metrics=metrics,
-            pictures=pictures,
-            examples=examples,
             license="apache-2.0" if embedded and model_args.model_name_or_path is None else None,
             hub_model_id=push_to,
             peft=model_args.use_peft,
         )
-        print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
         if push_to:
             push_folder(training_args.output_dir, push_to, training_args.hub_private_repo, hub_token)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-
-
-def _peak_memory_gib(torch) -> float:
-    """Most memory the process (on a GPU: its tensors) took, in GiB."""
-    import resource
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # Linux counts in KiB
 
 
 def parse_arguments(argv=None):
