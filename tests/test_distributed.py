@@ -33,6 +33,9 @@ trainer.train()
 if trainer.accelerator.is_main_process:
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     torch.save({"weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(), "log": entries}, out + ".pt")
+# As recipes do: a process that ends while the other still talks to it is aborted
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
 """
 
 
