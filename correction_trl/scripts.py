@@ -181,6 +181,42 @@ def check_push(repo_id: str, private: bool | None, token: str | None) -> None:
         ) from None
 
 
+def take_over_push(training_args: Any) -> tuple[str | None, str | None]:
+    """
+    A recipe pushes at its end, with the card and the pictures; its trainer, whose own pushes would carry the token in
+    `training_args.bin`, is not to know of it. The repository is created now, so that what is wrong with it is said
+    before the run.
+
+    Args:
+        training_args ([`~transformers.TrainingArguments`]):
+            Changed in place: `push_to_hub` and `hub_token` are taken out.
+
+    Returns:
+        `tuple`: Where to push (`None`: nowhere) and the token.
+
+    Raises:
+        SystemExit: From [`check_push`].
+    """
+    token = training_args.hub_token
+    push_to = None
+    if training_args.push_to_hub:
+        push_to = training_args.hub_model_id or Path(training_args.output_dir).resolve().name
+    training_args.push_to_hub, training_args.hub_token = False, None
+    if push_to and training_args.process_index == 0:
+        check_push(push_to, training_args.hub_private_repo, token)
+    return push_to, token
+
+
+def set_model_init_kwargs(training_args: Any, model_args: Any) -> None:
+    """What a trainer that is given a model's name needs to load it as `ModelConfig` says. Changed in place."""
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
@@ -209,7 +245,7 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
             repo_id=repo_id,
             folder_path=folder,
             commit_message="Model, metrics and card",
-            ignore_patterns=["checkpoint-*/*", "checkpoint-*", "training_args.bin", "runs/*"],
+            ignore_patterns=["checkpoint-*/*", "checkpoint-*", "round_*/*", "training_args.bin", "runs/*"],
         )
     except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
         raise SystemExit(

@@ -149,6 +149,7 @@ def sample_attempts(
     next_turn: Callable[[int, list[list[int]]], list[list[int]]],
     n_turns: int,
     generation_config: GenerationConfig,
+    model_inputs: Callable[[torch.Tensor, torch.Tensor], dict[str, Any]] | None = None,
 ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
     """
     Several attempts at each prompt, each going on from the one before it in the same conversation.
@@ -163,12 +164,15 @@ def sample_attempts(
         prompt_ids (`Sequence[Sequence[int]]`):
             Token ids of the prompts; none empty.
         next_turn (`Callable`):
-            Called as `next_turn(turn, attempt_ids)` after turn `turn` (1-based) with the attempts of that turn; returns
-            the ids to append to each before the next attempt, as [`FollowUp`] makes them.
+            Called as `next_turn(turn, attempt_ids)` after turn `turn` (1-based) with the attempts of that turn;
+            returns the ids to append to each before the next attempt, as [`FollowUp`] makes them.
         n_turns (`int`):
             Number of attempts.
         generation_config ([`~transformers.GenerationConfig`]):
             Sampling parameters; `max_new_tokens` holds per attempt.
+        model_inputs (`Callable`, *optional*):
+            For prompts with images: called with the ids and their attention mask (left-padded) before each attempt;
+            returns the model's further inputs, such as `pixel_values`. Each attempt then starts again from the ids.
 
     Returns:
         `tuple` of two lists over turns. Attempts: `attempts[t][i]` are the ids that prompt i got in turn t, up to and
@@ -178,7 +182,8 @@ def sample_attempts(
     stop_ids = generation_config.eos_token_id
     stop = torch.tensor([stop_ids] if isinstance(stop_ids, int) else list(stop_ids), device=model.device)
     pad_token_id = generation_config.pad_token_id
-    cache = DynamicCache(config=model.config) if n_turns > 1 and unsupported_reason(model) is None else None
+    cacheable = n_turns > 1 and model_inputs is None and unsupported_reason(model) is None
+    cache = DynamicCache(config=model.config) if cacheable else None
     # A sliding window would count the padding inside the rows
     with_cache = cache is not None and not any(layer.is_sliding for layer in cache.layers)
 
@@ -196,6 +201,7 @@ def sample_attempts(
             attention_mask=attention_mask,
             generation_config=generation_config,
             **({"past_key_values": cache} if with_cache else {}),
+            **(model_inputs(input_ids, attention_mask) if model_inputs is not None else {}),
         )
         new = output[:, input_ids.size(1) :]
         ends = torch.isin(new, stop).long()
