@@ -23,14 +23,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import matplotlib
 import torch
 from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from correction_trl import SCoReTrainer
+from correction_trl import CorrectorSFTTrainer, SCoReTrainer
 from correction_trl.embedded import embedded_path, exact_match
 from correction_trl.evaluation import evaluate_attempts
-from correction_trl.metrics import summarize
+from correction_trl.generation import generate_completions, sampling_config
+from correction_trl.metrics import self_correction_metrics, summarize
 from correction_trl.report import installed_versions
 from correction_trl.tokenization import decode, stop_token_ids, tokenize_prompt
 from correction_trl.turns import FollowUp, sample_attempts
@@ -38,6 +40,7 @@ from correction_trl.turns import FollowUp, sample_attempts
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "score_study.json"
+TABLES, PICTURES = ROOT / "docs" / "score_study.md", ROOT / "docs" / "pictures"
 sys.path.insert(0, str(ROOT / "recipes"))
 
 # Overrides of the quickstart, by the name of the run. `turns: 1` needs the two attempts only in the evaluation.
@@ -48,28 +51,51 @@ RL_RUNS = {
     "SCoRe without the bonus": {"alpha": 0.0},
     "multi-turn RL": {"stage": "2", "alpha": 0.0},
 }
+# Configs of recipes/corrector_sft.py with overrides; the trained model gives both attempts. STaR in Stage II starts
+# from the policy at the end of SCoRe's Stage I.
+SFT_RUNS = {
+    "STaR": ("star", {}),
+    "STaR, with correct pairs": ("star", {"pair_filter": "non_decreasing"}),
+    "Pair-SFT": ("pair_sft", {}),
+    "Pair-SFT, with correct pairs": ("pair_sft", {"pair_filter": "non_decreasing"}),
+    "STaR in Stage II": ("star", {}),
+}
 BASE = "base"
+COMPARED = (BASE, "SCoRe", "single-turn RL", "Pair-SFT")  # in the pictures of inference compute and of ten attempts
 INSTRUCTION = "There might be an error in the answer above. Please correct it."
 # 97.5 % quantiles of Student's t by degrees of freedom
 STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 KEYS = ("acc@t1", "acc@t2", "delta(t1,t2)", "delta(i->c)", "delta(c->i)", "answer_changed", "edit_distance_ratio")
 
 
-def train(run: str, seed: int, folder: Path) -> Path:
+def train(run: str, seed: int, models: Path) -> Path:
     """One run; returns the folder of its model."""
-    import score  # the recipe
+    folder = models / f"{run.replace(' ', '_')}-{seed}"
+    train_dataset = load_dataset(embedded_path("carry_addition"), split="train")
+    common = {"seed": seed, "output_dir": str(folder), "disable_tqdm": True, "logging_steps": 10}
+    if run in RL_RUNS:
+        import score as recipe
 
-    overrides = {"seed": seed, "output_dir": str(folder), "disable_tqdm": True, "logging_steps": 10, **RL_RUNS[run]}
-    if run == "SCoRe":  # its Stage I is the start of "STaR in Stage II"
-        overrides.update(save_strategy="steps", save_steps=50, save_only_model=True)
+        config, overrides = recipe.QUICKSTART, {**common, **RL_RUNS[run]}
+        if run == "SCoRe":  # its Stage I is the start of "STaR in Stage II"
+            overrides.update(save_strategy="steps", save_steps=50, save_only_model=True)
+    else:
+        import corrector_sft as recipe
+
+        name, more = SFT_RUNS[run]
+        config, overrides = recipe.QUICKSTART.with_name(f"{name}.yaml"), {**common, **more}
     arguments = [part for name, value in overrides.items() for part in (f"--{name}", str(value))]
-    script_args, training_args, _ = score.parse_arguments(["--config", str(score.QUICKSTART), *arguments])
-    trainer = SCoReTrainer(
-        model=embedded_path("tiny-carry-chat"),
-        reward_funcs=exact_match,
-        args=training_args,
-        train_dataset=load_dataset(embedded_path("carry_addition"), split="train"),
-    )
+    script_args, training_args, _ = recipe.parse_arguments(["--config", str(config), *arguments])
+    if run in RL_RUNS:
+        trainer = SCoReTrainer(embedded_path("tiny-carry-chat"), exact_match, training_args, train_dataset)
+    else:
+        stage_1 = run == "STaR in Stage II"
+        trainer = CorrectorSFTTrainer(
+            model=str(models / f"SCoRe-{seed}" / "checkpoint-50") if stage_1 else embedded_path("tiny-carry-chat"),
+            args=training_args,
+            train_dataset=train_dataset.select(range(script_args.train_rows)),
+            value_function=exact_match,
+        )
     trainer.train()
     trainer.save_model(folder)
     return folder
@@ -95,27 +121,63 @@ def measure(model, tokenizer, test: Dataset, hard: Dataset, seed: int) -> dict:
     return {"greedy": attempts(test), "sampled": attempts(test, 1.0), "hard": attempts(hard)}
 
 
-def many_attempts(model, tokenizer, test: Dataset, n_turns: int = 10) -> list[dict]:
-    """Accuracy after each of `n_turns` greedy attempts."""
+def many_attempts(model, tokenizer, test: Dataset, n_attempts: int = 10) -> dict[str, list[dict]]:
+    """
+    Accuracy after each of `n_attempts` greedy attempts: in one growing conversation, and where the model is shown the
+    problem and its last attempt alone. (The embedded model was never trained on rows of more than two attempts.)
+    """
     found = evaluate_attempts(
-        model, tokenizer, test, exact_match, INSTRUCTION, n_turns=n_turns, max_completion_length=16, batch_size=250
+        model, tokenizer, test, exact_match, INSTRUCTION, n_turns=n_attempts, max_completion_length=16, batch_size=250
     )
-    return [found.metrics[f"acc@t{turn}"] for turn in range(1, n_turns + 1)]
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
+    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=0.0)
+    prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
+    contexts, last_only = prompts, []
+    for _ in range(n_attempts):
+        attempts = generate_completions(model, contexts, config, batch_size=500)
+        values = exact_match(decode(tokenizer, attempts), test["answer"])
+        last_only.append(summarize(values))
+        contexts = [p + y + follow_up(y, INSTRUCTION) for p, y in zip(prompts, attempts, strict=True)]
+    return {
+        "conversation": [found.metrics[f"acc@t{turn}"] for turn in range(1, n_attempts + 1)],
+        "last_attempt_shown": last_only,
+    }
+
+
+def second_attempts(model, tokenizer, test: Dataset, first_ids: list[list[int]]) -> dict:
+    """Greedy second attempts after given first ones."""
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
+    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=0.0)
+    contexts = [
+        tokenize_prompt(tokenizer, prompt)[1] + ids + follow_up(ids, INSTRUCTION)
+        for prompt, ids in zip(test["prompt"], first_ids, strict=True)
+    ]
+    second_ids = generate_completions(model, contexts, config, batch_size=500)
+    first, second = (exact_match(decode(tokenizer, ids), test["answer"]) for ids in (first_ids, second_ids))
+    metrics = self_correction_metrics(first, second)
+    return {key: metrics[key] for key in ("acc@t1", "acc@t2", "fix_rate", "delta(c->i)")}
+
+
+def distribution_shift(model, base, tokenizer, test: Dataset, seed: int) -> dict:
+    """Corrections of the base model's first attempts (which never change) and of the model's own, both at T = 1."""
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=1.0)
+    prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
+    results = {}
+    for name, source in (("of the base", base), ("own", model)):
+        torch.manual_seed(seed)
+        first_ids = generate_completions(source, prompts, config, batch_size=500)
+        results[name] = second_attempts(model, tokenizer, test, first_ids)
+    return results
 
 
 def compute_curve(model, tokenizer, test: Dataset, seed: int, largest: int = 16, temperature: float = 0.7) -> dict:
     """Majority of 2K parallel first attempts against the majority of K second attempts, each after a first one."""
     stop_ids = stop_token_ids(tokenizer, model.generation_config)
     follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        max_new_tokens=16,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stop_ids,
-        disable_compile=True,
-    )
+    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=temperature)
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     firsts, seconds = [], []
     torch.manual_seed(seed)
@@ -150,6 +212,189 @@ def over_seeds(values: list[float]) -> dict:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n_seeds": len(values)}
 
 
+ORDER = (
+    BASE,
+    "STaR",
+    "STaR, with correct pairs",
+    "Pair-SFT",
+    "Pair-SFT, with correct pairs",
+    "single-turn RL",
+    "SCoRe",
+    "SCoRe without Stage I",
+    "SCoRe without the bonus",
+    "multi-turn RL",
+    "STaR in Stage II",
+)
+ABLATIONS = ("SCoRe", "single-turn RL", "SCoRe without Stage I", "SCoRe without the bonus", "STaR in Stage II")
+
+
+def write_tables(results):
+    cells = {run: [cell for cell in results["cells"] if cell["run"] == run] for run in ORDER}
+    cells = {run: of_run for run, of_run in cells.items() if of_run}
+
+    def number(of_run, *keys, sign=""):
+        found = []
+        for cell in of_run:
+            for key in keys:
+                cell = cell[key]
+            found.append(100 * cell["mean"])
+        summary = over_seeds(found)
+        if summary["low"] is None:  # one run: the interval over problems
+            return f"{summary['mean']:{sign}.1f} [{100 * cell['low']:{sign}.1f}, {100 * cell['high']:{sign}.1f}]"
+        return f"{summary['mean']:{sign}.1f} [{summary['low']:{sign}.1f}, {summary['high']:{sign}.1f}]"
+
+    def table(runs, how):
+        lines = ["| | seeds | acc@t1 | acc@t2 | Δ(t1,t2) | Δ(i→c) | Δ(c→i) |", "|---|---|---|---|---|---|---|"]
+        for run in runs:
+            if run in cells:
+                of_run = cells[run]
+                columns = [number(of_run, how, key, sign="+" if key.startswith("delta(t") else "") for key in KEYS[:5]]
+                name = f"**{run}**" if run == "SCoRe" else run
+                lines.append(f"| {name} | {len(of_run)} | " + " | ".join(columns) + " |")
+        return lines
+
+    n = cells[BASE][0]["greedy"]["acc@t1"]["n"]
+    lines = [
+        "# SCoRe and its ablations on the embedded task",
+        "",
+        f"{n} test problems; percent; mean over training seeds with the 95 % interval of Student's t (base: over "
+        "problems). RL runs: recipes/configs/score/quickstart.yaml, 100 updates of 32 prompts with 8 rollouts each. "
+        "STaR and Pair-SFT: recipes/configs/corrector_sft/, 150 updates of 64 pairs; the trained model gives both "
+        "attempts. Multi-turn RL is Stage II alone and without the bonus. What follows from it is in "
+        "[score.md](score.md). Written by `python benchmarks/score_study.py` from `results/score_study.json`.",
+        "",
+        "## Greedy",
+        "",
+        *table(ORDER, "greedy"),
+        "",
+        "## Ablations, in the order of the paper's table",
+        "",
+        *table(ABLATIONS, "greedy"),
+        "",
+        "## Sampled at temperature 1",
+        "",
+        *table(ORDER, "sampled"),
+        "",
+        "## Greedy, on the harder test split",
+        "",
+        *table(ORDER, "hard"),
+        "",
+        "## Whose first attempts are corrected",
+        "",
+        "Share of the wrong first attempts (temperature 1) that the trained model's greedy second attempt puts right, "
+        "for the base model's first attempts, which training does not change, and for the trained model's own.",
+        "",
+        "| | the base's wrong attempts put right | its own put right | the base's right ones lost | its own lost |",
+        "|---|---|---|---|---|",
+    ]
+    for run, of_run in cells.items():
+        of_run = [cell for cell in of_run if "shift" in cell]
+        if of_run:
+            columns = [
+                number(of_run, "shift", w, key) for key in ("fix_rate", "delta(c->i)") for w in ("of the base", "own")
+            ]
+            lines.append(f"| {run} | " + " | ".join(columns) + " |")
+    lines += [
+        "",
+        "## The same compute, with and without corrections",
+        "",
+        "Majority of 2K parallel first attempts, against the majority of K second attempts (each after a first one), "
+        "at temperature 0.7, on 500 problems.",
+        "",
+        "![Inference compute](pictures/score_compute.png)",
+        "",
+        "## Ten attempts, trained on two",
+        "",
+        "Greedy. Left: the model is shown the problem and its last attempt. Right: one growing conversation; rows of more "
+        "than two attempts are longer than any that the embedded model was trained on, before SCoRe or in it.",
+        "",
+        "![Ten attempts](pictures/score_ten_attempts.png)",
+        "",
+    ]
+    seconds = [cell["seconds"] for cell in results["cells"] if cell["run"] == "SCoRe"]
+    lines += [
+        f"A run of SCoRe with its evaluations took {min(seconds):.0f} to {max(seconds):.0f} seconds on one of two "
+        "cores that others used as well.",
+        "",
+    ]
+    TABLES.write_text("\n".join(lines))
+    draw(cells)
+
+
+def draw(cells):
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = dict(zip(COMPARED, ("#8a8f98", "#2b6a99", "#7d5fa3", "#c9742b"), strict=True))
+    n_seeds = max(len(of_run) for of_run in cells.values())
+
+    def mean(of_run, values):
+        return [100 * statistics.fmean(column) for column in zip(*map(values, of_run), strict=True)]
+
+    def finish(figure, axes, name):
+        for axis in axes:
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="y", color="#e6e8ea")
+        axes[0].set_ylabel("right (% of the problems)")
+        axes[0].legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        figure.savefig(PICTURES / f"score_{name}.png", dpi=130)
+        plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(8.4, 4.6))
+    for i, of_run in enumerate(reversed(cells.values())):
+        first, second = (over_seeds([100 * cell["greedy"][f"acc@t{t}"]["mean"] for cell in of_run]) for t in (1, 2))
+        axis.annotate("", (second["mean"], i), (first["mean"], i), arrowprops={"arrowstyle": "->", "color": "#8a8f98"})
+        for summary, color, fill, label in (
+            (first, "#8a8f98", "white", "first attempt"),
+            (second, "#2b6a99", "#2b6a99", "second attempt"),
+        ):
+            error = 0 if summary["low"] is None else summary["high"] - summary["mean"]
+            axis.errorbar(
+                summary["mean"], i, xerr=error, marker="o", color=color, markerfacecolor=fill, capsize=3,
+                label=label if i == 0 else None,
+            )  # fmt: skip
+    axis.set_yticks(range(len(cells)), list(reversed(cells)))
+    axis.set_xlabel("right (% of the test problems), greedy")
+    axis.set_title(f"Two attempts, mean of {n_seeds} seeds", loc="left", fontsize=11, fontweight="bold")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", color="#e6e8ea")
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(PICTURES / "score_attempts.png", dpi=130)
+    plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(6.4, 4))
+    for run in COMPARED:
+        if run in cells:
+            of_run = [cell for cell in cells[run] if "compute" in cell]
+            sizes = [2 * k for k in of_run[0]["compute"]["k"]]
+            for kind, style, label in (
+                ("parallel_2k", "--", "parallel first attempts"),
+                ("k_corrected", "-", "half of them, each corrected once"),
+            ):
+                line = mean(of_run, lambda cell, kind=kind: [s["mean"] for s in cell["compute"][kind]])
+                axis.plot(sizes, line, style, marker="o", color=colors[run], label=f"{run}: {label}")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, sizes)
+    axis.set_xlabel("samples per problem")
+    axis.set_title("Majority vote", loc="left", fontsize=11, fontweight="bold")
+    finish(figure, [axis], "compute")
+
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), sharey=True)
+    titles = {"last_attempt_shown": "the last attempt is shown", "conversation": "one conversation"}
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        for run in COMPARED:
+            if run in cells:
+                of_run = [cell for cell in cells[run] if "ten_attempts" in cell]
+                line = mean(of_run, lambda cell, kind=kind: [s["mean"] for s in cell["ten_attempts"][kind]])
+                axis.plot(range(1, len(line) + 1), line, marker="o", color=colors[run], label=run)
+        axis.set_xticks(range(1, 11))
+        axis.set_xlabel("attempt")
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    finish(figure, axes, "ten_attempts")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -178,34 +423,37 @@ def main():
         temporary.write_text(json.dumps(results, indent=1))
         os.replace(temporary, args.results)
 
-    def add(run, seed, model, start, **more):
+    base = AutoModelForCausalLM.from_pretrained(embedded_path("tiny-carry-chat")).eval()
+
+    def evaluate(run, seed, model):
         model.eval()
-        cell = {"run": run, "seed": seed, **measure(model, tokenizer, test, hard, seed), **more}
-        if run in (BASE, "SCoRe", "Pair-SFT"):
-            cell["ten_attempts"] = many_attempts(model, tokenizer, test.select(range(1000)))
-        if run in (BASE, "SCoRe"):
-            cell["compute"] = compute_curve(model, tokenizer, test.select(range(500)), seed)
-        cell["seconds"] = round(time.time() - start, 1)
-        results["cells"].append(cell)
-        save()
-        greedy = {key: round(100 * cell["greedy"][key]["mean"], 1) for key in KEYS[:5]}
-        print(run, seed, greedy, f"{cell['seconds']} s", flush=True)
+        found = measure(model, tokenizer, test, hard, seed)
+        found["shift"] = distribution_shift(model, base, tokenizer, test, seed)
+        if run in COMPARED:
+            found["ten_attempts"] = many_attempts(model, tokenizer, test.select(range(1000)))
+            found["compute"] = compute_curve(model, tokenizer, test.select(range(500)), seed)
+        return found
 
     done = {(cell["run"], cell["seed"]) for cell in results["cells"]}
-    wanted = [(BASE, 0)] + [(run, seed) for seed in args.seeds for run in RL_RUNS]
+    wanted = [(BASE, 0)] + [(run, seed) for seed in args.seeds for run in (*RL_RUNS, *SFT_RUNS)]
     wanted = [cell for cell in wanted if args.runs is None or cell[0] in args.runs]
     for i, (run, seed) in enumerate(wanted):
         if i % n_parts != part or (run, seed) in done:
             continue
         start = time.time()
-        if run == BASE:
-            add(run, seed, AutoModelForCausalLM.from_pretrained(embedded_path("tiny-carry-chat")), start)
-            continue
-        folder = train(run, seed, args.models / f"{run.replace(' ', '_')}-{seed}")
-        training_seconds = round(time.time() - start, 1)
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        add(run, seed, model, start, training_seconds=training_seconds)
+        model = base
+        if run != BASE:
+            model = AutoModelForCausalLM.from_pretrained(train(run, seed, args.models))
+        cell = {"run": run, "seed": seed, "training_seconds": round(time.time() - start, 1)}
+        cell.update(evaluate(run, seed, model))
+        cell["seconds"] = round(time.time() - start, 1)
+        results["cells"].append(cell)
+        save()
+        greedy = {key: round(100 * cell["greedy"][key]["mean"], 1) for key in KEYS[:5]}
+        print(run, seed, greedy, f"{cell['seconds']} s", flush=True)
     save()
+    if args.results == RESULTS:
+        write_tables(results)
 
 
 if __name__ == "__main__":

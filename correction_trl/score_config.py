@@ -9,6 +9,7 @@ from .turns import SELF_CORRECTION_INSTRUCTION
 
 # Settings of RLOOConfig that SCoRe does not read. Setting one is an error, not a silent no-op.
 _UNUSED_RLOO_SETTINGS = {
+    "num_generations_eval": "the evaluation takes one greedy and one sampled conversation per problem",
     "beta": "the KL weights are `beta_1` (every attempt) and `beta_2` (first attempt, Stage I)",
     "normalize_advantages": "it would divide the bonus `alpha` away again",
     "reward_clip_range": "clip in the reward function; the bonus is a difference of rewards",
@@ -81,6 +82,9 @@ class SCoReConfig(RLOOConfig):
         default=5e-6, metadata={"help": "Initial learning rate for AdamW. The paper's, for full fine-tuning."}
     )
     num_generations: int | None = field(default=8, metadata={"help": "Rollouts per prompt, at least 2."})
+    num_generations_eval: int | None = field(
+        default=1, metadata={"help": "Not used: the evaluation takes one greedy and one sampled conversation."}
+    )
     beta: float | None = field(default=None, metadata={"help": "Not used: see `beta_1` and `beta_2`."})
 
     # The stages

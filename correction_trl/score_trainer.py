@@ -3,6 +3,7 @@ import json
 import random
 import textwrap
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class SCoReTrainer(RLOOTrainer):
     **What it overrides.** `RLOOTrainer` gives the groups of rollouts, the reference, PEFT and quantization, reward
     functions, vLLM and logging. Overridden: `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
     what the uninterrupted one did), `_generate_and_score_completions` (several attempts), `_calculate_rewards` (names
-    the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all self-correction metrics),
+    the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all self-correction metrics), `log`,
     `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference). With `steps_per_generation` above
     `gradient_accumulation_steps`, a run that is resumed between two generations samples anew there.
 
@@ -205,6 +206,7 @@ class SCoReTrainer(RLOOTrainer):
             self.model.add_adapter("ref", self.model.peft_config["default"])
             self._copy_policy_to_reference()
 
+        self._sums = {mode: defaultdict(lambda: [0.0, 0.0]) for mode in ("train", "eval")}
         self._stage: int | None = None  # of the last update
         self._beta_2 = args.beta_2
         self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
@@ -520,11 +522,23 @@ class SCoReTrainer(RLOOTrainer):
         for turn in range(n_turns):
             if n_attempts[turn]:
                 if ref_log_probs is not None:
-                    self._metrics[mode][f"kl/t{turn + 1}"].append(kl[turn] / n_attempts[turn])
-                self._metrics[mode][f"entropy/t{turn + 1}"].append(entropy[turn] / n_tokens[turn])
+                    self._count(mode, f"kl/t{turn + 1}", kl[turn], n_attempts[turn])
+                self._count(mode, f"entropy/t{turn + 1}", entropy[turn], n_tokens[turn])
         if mode == "train" and ref_log_probs is not None:
             self._first_attempt_kl[0] += kl[0]
             self._first_attempt_kl[1] += n_attempts[0]
+
+    def _count(self, mode: str, name: str, total: float, count: float):
+        self._sums[mode][name][0] += total
+        self._sums[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # Means over all tokens or attempts since the last log, however they were split into batches
+        mode = "train" if self.model.training else "eval"
+        for name, (total, count) in self._sums[mode].items():
+            self._metrics[mode][name] = [total / count]
+        self._sums[mode].clear()
+        super().log(logs, start_time)
 
     @torch.no_grad()
     def _record_rollouts(
