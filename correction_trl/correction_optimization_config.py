@@ -95,6 +95,18 @@ class CorrectionOptimizationConfig(DPOConfig):
         max_staleness (`int`, *optional*, defaults to `0`):
             Most updates by which a response may lag behind the policy that it trains. `0`: every response is sampled
             from the current policy; k: responses for k + 1 updates are sampled at once.
+        overlap_teacher (`bool`, *optional*):
+            Whether the policy trains while the teacher corrects what comes next; needs `max_staleness` of at least 1.
+            With a `max_staleness` of k, responses for (k + 1) // 2 updates (rounded down) are then sampled at once,
+            one such group ahead. By default where the teacher waits for a server. A function that waits for one
+            itself needs `True`; it then runs in another thread and must leave the random state of torch, NumPy and
+            Python alone.
+        correction_store (`str`, *optional*):
+            File in which the teacher's answers are kept: what was answered once, in this run or another one, is not
+            asked again. See [`CorrectionStore`].
+        verify_corrections (`bool`, *optional*, defaults to `False`):
+            Whether a correction counts only if the first of `reward_funcs` rates it higher than the response; others
+            are counted as missing.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
             Whether a pair whose response hit `max_completion_length` is left out of the loss. Such a response carries
             no end-of-sequence token, its correction does.
@@ -188,6 +200,17 @@ class CorrectionOptimizationConfig(DPOConfig):
     max_staleness: int = field(
         default=0, metadata={"help": "Most updates by which a response may lag behind the policy."}
     )
+    overlap_teacher: bool | None = field(
+        default=None,
+        metadata={"help": "Train while the teacher corrects what comes next; by default where it waits for a server."},
+    )
+    correction_store: str | None = field(
+        default=None, metadata={"help": "File that keeps the teacher's answers, so that none is asked for twice."}
+    )
+    verify_corrections: bool = field(
+        default=False,
+        metadata={"help": "Count only corrections that the first value function rates higher than the response."},
+    )
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Leave pairs whose response was cut off out of the loss."}
     )
@@ -256,6 +279,11 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
         if self.max_staleness < 0 or self.max_completion_length < 1:
             raise BadInput("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
+        if self.overlap_teacher and not self.max_staleness:
+            raise BadInput(
+                "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
+                "sampled before."
+            )
         if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
             raise BadInput("`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1.")
         if self.generation_batch_size is not None and self.generation_batch_size < 1:

@@ -3,10 +3,13 @@ import hashlib
 import itertools
 import math
 import textwrap
+import threading
 import time
 import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,15 @@ from trl.import_utils import is_vllm_available
 from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from .correction_dataset import PROMPTS, check_dataset, dataset_kind, message_text, to_preference_columns
+from .correction_dataset import (
+    IMAGE_COLUMNS,
+    PAIR_TOKEN_COLUMNS,
+    PROMPTS,
+    check_dataset,
+    dataset_kind,
+    message_text,
+    to_preference_columns,
+)
 from .correction_optimization_config import CorrectionOptimizationConfig
 from .errors import BadInput, TeacherFailed
 from .generation import generate_completions
@@ -51,6 +62,9 @@ from .metrics import edit_ratio
 from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
 from .quantization import keep_trainable_on_cpu
 from .shared_prefix import packed_forward, self_check, unsupported_reason
+from .teachers.base import Teacher
+from .teachers.collection import StoringTeacher
+from .teachers.policy import PolicyTeacher
 from .tokenization import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
@@ -65,6 +79,19 @@ from .user_functions import call_teacher, call_value_function
 
 
 logger = get_logger(__name__)
+
+
+@dataclass
+class _Rollout:
+    """Responses that were sampled at one step and wait for their corrections."""
+
+    rows: list[dict[str, Any]]
+    columns: dict[str, list]  # what the teacher and the value functions get beside the prompt
+    rendered: list[tuple[str, list[int]]]  # text and ids of the prompts
+    response_ids: list[list[int]]
+    responses: list[str]
+    step: int
+    seconds: float  # that the sampling took
 
 
 class CorrectionOptimizationTrainer(DPOTrainer):
@@ -134,7 +161,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             Likewise; prompts only where `train_dataset` holds prompts too, since they need its `teacher`.
         teacher (`Callable` or object with a method `correct`, *optional*):
             Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses,
-            `None` where it has none.
+            `None` where it has none. A function, or one of `correction_trl/teachers/`: with `max_staleness` of 1 or
+            more, the policy trains while a server corrects.
         reward_funcs (`Callable` or `list[Callable]`, *optional*):
             Value functions with TRL's signature. They are logged for y and y', and are in no loss.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
@@ -240,10 +268,33 @@ class CorrectionOptimizationTrainer(DPOTrainer):
                 "`per_device_train_batch_size`."
             )
 
-        if args.loss_type == "ddpo" and {"image", "images"} & set(next(iter(train_dataset))):
-            raise BadInput("`loss_type='ddpo'` compares token ids before the batch is made; it does not take images.")
+        if set(IMAGE_COLUMNS) & set(next(iter(train_dataset))):
+            if on_policy:
+                raise BadInput(
+                    "On-policy responses are sampled from text alone, and `train_dataset` has images; sample and "
+                    "correct first, and train on the stored pairs."
+                )
+            if args.loss_type == "ddpo":
+                raise BadInput(
+                    "`loss_type='ddpo'` compares token ids before the batch is made; it does not take images."
+                )
+            # DPOTrainer hands pairs with images to its collator as they are, which knows TRL's names
+            train_dataset = to_preference_columns(train_dataset)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: to_preference_columns(dataset) for name, dataset in eval_dataset.items()}
+            elif eval_dataset is not None:
+                eval_dataset = to_preference_columns(eval_dataset)
 
+        if args.correction_store is not None and on_policy and not isinstance(teacher, StoringTeacher):
+            teacher = StoringTeacher(teacher, args.correction_store)
         self.teacher = teacher
+        asked = teacher.teacher if isinstance(teacher, StoringTeacher) else teacher
+        waits_for_a_server = isinstance(asked, Teacher) and asked.waits_for_a_server
+        self._overlaps = args.max_staleness > 0 and (
+            waits_for_a_server if args.overlap_teacher is None else args.overlap_teacher
+        )
+        if args.verify_corrections and not reward_funcs:
+            raise BadInput("`verify_corrections` needs a value function: pass `reward_funcs`.")
         reward_funcs = [] if reward_funcs is None else reward_funcs
         self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         for function in self.reward_funcs:
@@ -257,6 +308,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         )
         self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
         self._ready = deque()  # microbatches of sampled and corrected pairs that are waiting for their step
+        self._at_the_teacher = deque()  # before them: rollouts, the sizes of their microbatches, and their futures
         self._n_to_skip = 0  # after a resume: microbatches of the data loader that `_ready` already covers
         self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._examples_to_print = []
@@ -286,6 +338,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         self._wrap_collator()
         self._share_prefix_where_exact()
         self._set_up_generation()
+        if isinstance(asked, PolicyTeacher):
+            self._lend_the_policy(asked)
 
     # ------------------------------------------------------------------ data
 
@@ -327,7 +381,8 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
         n_rows = len(dataset) if isinstance(dataset, Dataset) else None
         dataset = to_preference_columns(dataset)
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not set(PAIR_TOKEN_COLUMNS) <= set(columns):  # pairs that were sampled come as the ids they were sampled as
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
         def pair_numbers(row):
             # TRL has put the end-of-sequence token behind plain text; it is none of the value functions' business
@@ -514,10 +569,13 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             generation_kwargs=args.generation_kwargs,
         )
 
-    def _sample(self, prompt_ids: list[list[int]], seed_name: str) -> list[list[int]]:
+    def _sample(
+        self, prompt_ids: list[list[int]], seed_name: str, policy_teacher: PolicyTeacher | None = None
+    ) -> list[list[int]]:
         """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so
-        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was."""
-        if self._vllm is not None:
+        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was. With
+        a `policy_teacher` the reference policy answers, as that teacher wants it."""
+        if self._vllm is not None and policy_teacher is None:
             if self._vllm_synced_step != self.state.global_step:
                 self._vllm.sync_weights()
                 self._vllm_synced_step = self.state.global_step
@@ -526,46 +584,111 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
         device = self.accelerator.device
         was_training = self.model.training
+        generation_kwargs, adapter = self._generation_kwargs, contextlib.nullcontext()
+        if policy_teacher is not None:
+            adapter = self._adapter_off()
+            temperature = policy_teacher.sampling["temperature"]
+            generation_kwargs = {
+                **generation_kwargs,
+                "max_new_tokens": policy_teacher.max_tokens or self.args.max_completion_length,
+                "do_sample": temperature > 0,
+                "temperature": temperature or None,
+            }
+            if not temperature:
+                generation_kwargs.update(top_p=None, top_k=None, min_p=None)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             unwrap_model_for_generation(
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self._generation_kwargs,
+                generation_kwargs=generation_kwargs,
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             self._distributed.summon_full_params(self.model_wrapped, recurse=False),
+            adapter,
         ):
             torch.manual_seed(seed)
             model.eval()
             completion_ids = generate_completions(
                 model,
                 prompt_ids,
-                GenerationConfig(**self._generation_kwargs, disable_compile=True),
+                GenerationConfig(**generation_kwargs, disable_compile=True),
                 batch_size=self.args.generation_batch_size,
             )
             model.train(was_training)
         return completion_ids
 
+    def _lend_the_policy(self, teacher: PolicyTeacher):
+        if self._overlaps:
+            raise BadInput("`overlap_teacher`: the policy cannot correct and be trained at the same time.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise BadInput("The policy can be its own teacher only unsharded: use DDP or one process.")
+        base = Path(get_config_model_id(self.model.config) or "model").name
+
+        def name():
+            return (
+                f"{base} without adapter" if is_peft_model(self.model) else f"{base} at step {self.state.global_step}"
+            )
+
+        stop_ids = self._generation_kwargs["eos_token_id"]
+        teacher.bind(
+            lambda prompt_ids, teacher: self._sample(prompt_ids, f"teacher at {self.state.global_step}", teacher),
+            self._tokenizer,
+            stop_ids,
+            name,
+        )
+
     def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
         """Sample a response to each prompt and have it corrected: examples for the collator."""
-        prompts = [row["prompt"] for row in rows]
+        rollout = self._sample_responses(rows, seed_name)
+        return self._pairs(rollout, self._ask_teacher(rollout), mode)
+
+    def _sample_responses(self, rows: list[dict[str, Any]], seed_name: str) -> _Rollout:
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_FOR_THE_TEACHER}
         rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **chat_template_kwargs(row)) for row in rows]
-
         start = time.perf_counter()
         response_ids = self._sample([ids for _, ids in rendered], seed_name)
         responses = decode(self._tokenizer, response_ids)
-        sampled = time.perf_counter()
+        seconds = time.perf_counter() - start
+        return _Rollout(rows, columns, rendered, response_ids, responses, self.state.global_step, seconds)
+
+    def _ask_teacher(self, rollout: _Rollout) -> tuple[list[str | None], float]:
+        """Corrections, and the seconds that they took. Touches neither the model nor the trainer's state: it may run
+        in another thread."""
+        start = time.perf_counter()
+        prompts = [row["prompt"] for row in rollout.rows]
         try:
-            corrections = call_teacher(self.teacher, prompts, responses, columns)
+            corrections = call_teacher(self.teacher, prompts, rollout.responses, rollout.columns)
         except (BadInput, TeacherFailed) as error:
             resume = " Training can go on from the last checkpoint with `resume_from_checkpoint`."
             saved = any(Path(self.args.output_dir).glob("checkpoint-*"))
-            raise TeacherFailed(f"Step {self.state.global_step}: {error}{resume if saved else ''}") from error
-        corrected = time.perf_counter()
-        self._count(mode, {"time/generation": sampled - start, "time/teacher": corrected - sampled}, count=1)
+            raise TeacherFailed(f"Step {rollout.step}: {error}{resume if saved else ''}") from error
+        return corrections, time.perf_counter() - start
+
+    def _ask_teacher_meanwhile(self, rollout: _Rollout) -> Future:
+        """The same in a thread, one rollout after the other. The thread does not keep the process from ending."""
+        before = self._at_the_teacher[-1][2] if self._at_the_teacher else None
+        answer = Future()
+
+        def ask():
+            if before is not None:
+                before.exception()  # wait
+            try:
+                answer.set_result(self._ask_teacher(rollout))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return answer
+
+    def _pairs(self, rollout: _Rollout, answer: tuple[list[str | None], float], mode: str) -> list[dict[str, Any]]:
+        """Examples for the collator."""
+        corrections, teacher_seconds = answer
+        self._count(mode, {"time/generation": rollout.seconds, "time/teacher": teacher_seconds}, count=1)
+        rows, columns, rendered = rollout.rows, rollout.columns, rollout.rendered
+        response_ids, responses = rollout.response_ids, rollout.responses
+        prompts = [row["prompt"] for row in rows]
 
         conversational = not isinstance(prompts[0], str)
         stop_ids = self._generation_kwargs["eos_token_id"]
@@ -585,6 +708,11 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             )
             for function in self.reward_funcs
         ]
+        if self.args.verify_corrections:
+            corrections = [
+                correction if correction == response or (None not in judged and judged[1] > judged[0]) else None
+                for correction, response, judged in zip(corrections, responses, values[0], strict=True)
+            ]
         examples = []
         for i, row in enumerate(rows):
             response, correction = responses[i], corrections[i]
@@ -625,22 +753,54 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
             self._n_to_skip = 0
         self._check_shared_prefix_on(self.train_dataset)
-        if len(self._ready) < num_batches:
-            n_updates = min(self.args.max_staleness + 1, self.state.max_steps - self.state.global_step)
+        # A group of updates is sampled at once. With overlap a second group is at the teacher while the first one
+        # trains: the last of its updates comes 2 * group - 1 <= max_staleness updates after its sampling.
+        group, enough = self.args.max_staleness + 1, num_batches
+        if self._overlaps:
+            group = group // 2
+            enough = group * num_batches + 1
+        n_waiting = len(self._ready) + sum(len(sizes) for _, sizes, _ in self._at_the_teacher)
+        seed_name = f"step {self.state.global_step}"
+        while n_waiting < enough:
+            n_to_come = self.state.max_steps - self.state.global_step - math.ceil(n_waiting / num_batches)
+            n_updates = min(group, n_to_come)
+            if n_updates <= 0:
+                break
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches * n_updates, device)
-            if batches and isinstance(batches[0], list):
-                step = self.state.global_step
-                examples = self._roll_out([row for batch in batches for row in batch], "train", f"step {step}")
-                self._check_shared_prefix(examples)
-                for batch in batches:
-                    self._ready.append(self.data_collator([examples.pop(0) for _ in batch]))
-                    self._ready[-1]["sampled_at"] = torch.full((len(batch),), float(step))
-            else:
+            if not batches:
+                break
+            n_waiting += len(batches)
+            if not isinstance(batches[0], list):
                 self._ready.extend(batches)
+                continue
+            rollout = self._sample_responses([row for batch in batches for row in batch], seed_name)
+            seed_name += ", ahead"
+            sizes = [len(batch) for batch in batches]
+            if self._overlaps:
+                self._at_the_teacher.append((rollout, sizes, self._ask_teacher_meanwhile(rollout)))
+            else:
+                self._make_ready(rollout, sizes, self._ask_teacher(rollout))
+        while len(self._ready) < num_batches and self._at_the_teacher:
+            self._fetch_from_the_teacher()
         batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
         n_pairs = sum(float(batch["pair_weight"].sum()) for batch in batch_samples)
         n_pairs = self.accelerator.reduce(torch.tensor(n_pairs, device=device), reduction="sum")
         return batch_samples, n_pairs
+
+    def _make_ready(self, rollout: _Rollout, sizes: list[int], answer: tuple[list[str | None], float]):
+        examples = self._pairs(rollout, answer, "train")
+        self._check_shared_prefix(examples)
+        for size in sizes:
+            self._ready.append(self.data_collator([examples.pop(0) for _ in range(size)]))
+            self._ready[-1]["sampled_at"] = torch.full((size,), float(rollout.step))
+
+    def _fetch_from_the_teacher(self):
+        rollout, sizes, answer = self._at_the_teacher[0]
+        start = time.perf_counter()
+        corrections = answer.result()  # raises what the teacher raised
+        self._count("train", {"time/waiting_for_teacher": time.perf_counter() - start}, count=1)
+        self._at_the_teacher.popleft()
+        self._make_ready(rollout, sizes, corrections)
 
     def _prepare_inputs(self, inputs):
         if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
@@ -705,12 +865,15 @@ class CorrectionOptimizationTrainer(DPOTrainer):
             correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)
         return response, correction
 
+    def _adapter_off(self):
+        """With an adapter: the base model, or the frozen copy of an adapter that was given; else nothing changes."""
+        if not is_peft_model(self.model):
+            return contextlib.nullcontext()
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        return use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+
     def _reference_log_probs(self, model, inputs) -> PairLogProbs:
-        adapter_off = contextlib.nullcontext()
-        if self.ref_model is None and is_peft_model(self.model):
-            # The base model, or the frozen copy of an adapter that was given
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            adapter_off = use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+        adapter_off = self._adapter_off() if self.ref_model is None else contextlib.nullcontext()
         with (
             torch.no_grad(),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
@@ -905,10 +1068,13 @@ class CorrectionOptimizationTrainer(DPOTrainer):
 
     def train(self, *args, **kwargs):
         self._ready.clear()  # an earlier call may have ended before it used all of its pairs
+        self._at_the_teacher.clear()
         self._n_to_skip = 0
         return super().train(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
+        while self._at_the_teacher:
+            self._fetch_from_the_teacher()
         super()._save_checkpoint(model, trial)
         if self._ready and self.teacher is not None and not self.args.save_only_model:
             # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists

@@ -106,6 +106,33 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
 
 
+def with_prompts(dataset: Dataset, template: str) -> Dataset:
+    """
+    Give a dataset a column `prompt`: a user's message, made of other columns.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The dataset.
+        template (`str`):
+            The message, with `{column}` where a column's text goes; a brace of its own is doubled.
+
+    Raises:
+        BadInput: If the template names a column that is not there, or is none.
+    """
+
+    def message(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": [{"role": "user", "content": template.format(**row)}]}
+
+    try:
+        template.format(**dict.fromkeys(dataset.column_names, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise BadInput(
+            f"`prompt_template` cannot be filled in ({type(error).__name__}: {error}); the columns are "
+            f"{', '.join(dataset.column_names)}, and a brace of its own is written twice."
+        ) from None
+    return dataset.map(message)
+
+
 def run(main: Callable, *args: Any) -> None:
     """
     Run a recipe. An error that is meant for the user ends it with its sentence instead of a traceback.
@@ -157,7 +184,7 @@ def check_folders(output_dir: Path, checkpoint: str | None) -> None:
         )
 
 
-def check_push(repo_id: str, private: bool | None, token: str | None) -> None:
+def check_push(repo_id: str, private: bool | None, token: str | None, repo_type: str = "model") -> None:
     """
     Create the repository that a run will be pushed to, before the run.
 
@@ -168,12 +195,14 @@ def check_push(repo_id: str, private: bool | None, token: str | None) -> None:
             Whether a new repository is private; by default as the account says.
         token (`str`, *optional*):
             Defaults to the saved login.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
 
     Raises:
         SystemExit: With one sentence, if the Hub cannot be reached or refuses.
     """
     try:
-        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
+        HfApi(token=token).create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True)
     except Exception as error:
         raise SystemExit(
             f"`push_to_hub` is set, but {repo_id!r} cannot be pushed to ({_first_line(error)}). Log in with `hf auth "
@@ -221,7 +250,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def push_folder(folder: str, repo_id: str, private: bool | None, token: str | None) -> None:
+def push_folder(folder: str, repo_id: str, private: bool | None, token: str | None, repo_type: str = "model") -> None:
     """
     Upload a finished run (not its checkpoints) to the Hub. The folder stays as it is, whatever happens.
 
@@ -234,15 +263,18 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
             Whether a new repository is private; by default as the account says.
         token (`str`, *optional*):
             Defaults to the saved login.
+        repo_type (`str`, *optional*, defaults to `"model"`):
+            `"model"` or `"dataset"`.
 
     Raises:
         SystemExit: With one sentence that says how to try again, if the Hub cannot be reached or refuses.
     """
     try:
         api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True).repo_id
         api.upload_folder(
             repo_id=repo_id,
+            repo_type=repo_type,
             folder_path=folder,
             commit_message="Model, metrics and card",
             ignore_patterns=["checkpoint-*/*", "checkpoint-*", "round_*/*", "training_args.bin", "runs/*"],
@@ -250,10 +282,10 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
     except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
         raise SystemExit(
             f"The push to {repo_id!r} failed ({_first_line(error)}). Nothing is lost: everything is in {folder}. Log "
-            f"in with `hf auth login` if needed, and push it with `hf upload {repo_id} {folder} . --exclude "
-            "'checkpoint-*/*'`."
+            f"in with `hf auth login` if needed, and push it with `hf upload {repo_id} {folder} . --repo-type "
+            f"{repo_type} --exclude 'checkpoint-*/*'`."
         ) from None
-    print(f"Pushed to https://huggingface.co/{repo_id}")
+    print(f"Pushed to https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}")
 
 
 def public_name(model: str, default: str) -> str:

@@ -76,6 +76,8 @@ def call_teacher(
         raise BadInput(f"{teacher!r:.80} is no teacher: pass a function, or an object with a method `correct`.")
     try:
         corrections = _result(correct(prompts=list(prompts), responses=list(responses), **columns))
+    except (BadInput, TeacherFailed):  # a teacher of this package that has said it all
+        raise
     except Exception as error:
         raise TeacherFailed(
             f"The teacher {teacher_name(teacher)!r} raised {type(error).__name__}: {str(error).rstrip('.')}."

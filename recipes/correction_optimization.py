@@ -11,10 +11,10 @@ Correction optimization: the policy answers, a teacher corrects, the policy lear
     accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml recipes/correction_optimization.py \
         --config recipes/configs/correction_optimization/qlora_24gb.yaml
 
-On-policy with `--teacher module:function`, or on stored pairs (columns `prompt`, `response`, `correction`). Departs
-from its source, the note in the model card of prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss:
-bounded, with a reference and an NLL anchor. `--config recipes/configs/correction_optimization/linear.yaml` is the note
-as written.
+On-policy with a teacher (`--teacher module:function`, or a server, a local model, the policy itself), or on stored
+pairs (columns `prompt`, `response`, `correction`). Departs from its source, the note in the model card of
+prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss: bounded, with a reference and an NLL anchor.
+`--config recipes/configs/correction_optimization/linear.yaml` is the note as written.
 """
 
 import time
@@ -44,9 +44,6 @@ class CorrectionScriptArguments:
     )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
     test_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
-    teacher: str | None = field(
-        default=None, metadata={"help": "`module:function` that corrects responses. Not needed for stored pairs."}
-    )
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates responses, with TRL's reward signature."}
     )
@@ -55,7 +52,7 @@ class CorrectionScriptArguments:
     )
 
 
-def main(script_args, training_args, model_args):
+def main(script_args, teacher_args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from correction_trl import CorrectionOptimizationTrainer
@@ -65,6 +62,8 @@ def main(script_args, training_args, model_args):
     from correction_trl.evaluation import evaluate_corrections
     from correction_trl.report import write_report
     from correction_trl.scripts import as_dict, check_folders, check_push, load_split, public_name, push_folder
+    from correction_trl.teachers.arguments import make_teacher
+    from correction_trl.teachers.collection import StoringTeacher
     from correction_trl.user_functions import import_function
 
     start = time.time()
@@ -80,11 +79,15 @@ def main(script_args, training_args, model_args):
     embedded = script_args.dataset_name is None
     dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
-    if embedded and script_args.teacher is None:
-        script_args.teacher = "correction_trl.embedded:right_answer_teacher"
+    if embedded and teacher_args.teacher is None:
+        teacher_args.teacher = "correction_trl.embedded:right_answer_teacher"
     if embedded and script_args.value_function is None:
         script_args.value_function = "correction_trl.embedded:exact_match"
-    teacher = import_function(script_args.teacher, "teacher") if script_args.teacher else None
+    if teacher_args.teacher == "human":
+        raise BadInput("People cannot keep pace with a training; collect with recipes/collect_corrections.py first.")
+    teacher = make_teacher(teacher_args)
+    if teacher is not None and training_args.correction_store is not None:
+        teacher = StoringTeacher(teacher, training_args.correction_store)
     value_function = (
         import_function(script_args.value_function, "value_function") if script_args.value_function else None
     )
@@ -173,7 +176,7 @@ def main(script_args, training_args, model_args):
             before=before,
             after=after,
             seconds=time.time() - start,
-            config=as_dict(script_args, training_args, model_args),
+            config=as_dict(script_args, teacher_args, training_args, model_args),
             base_model=model_name,
             dataset_name=dataset_name,
             method={
@@ -204,8 +207,10 @@ def parse_arguments(argv=None):
 
     from correction_trl import CorrectionOptimizationConfig
     from correction_trl.scripts import parse
+    from correction_trl.teachers.arguments import TeacherArguments
 
-    return parse((CorrectionScriptArguments, CorrectionOptimizationConfig, ModelConfig), QUICKSTART, argv)
+    arguments = (CorrectionScriptArguments, TeacherArguments, CorrectionOptimizationConfig, ModelConfig)
+    return parse(arguments, QUICKSTART, argv)
 
 
 if __name__ == "__main__":

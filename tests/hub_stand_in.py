@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(400, {"error": "The object is not what was announced."})
             hub.objects[match[1]] = body
             return self._answer(200, b"")
-        if match := re.fullmatch(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path):
+        if match := re.fullmatch(r"/(?:api/models/|api/datasets/|datasets/)?([^/]+/[^/]+?)(?:\.git)?(/.*)?", path):
             repository, rest = match[1], match[2] or ""
             if repository in hub.repositories:
                 return self._handle_repository(repository, rest, body)

@@ -74,7 +74,9 @@ def test_it_runs_on_a_cpu_in_float32_or_on_a_gpu_in_bfloat16(path):
         assert settings["dtype"] == "bfloat16"
         assert settings.get("bf16", True) is True
     else:
-        assert settings["bf16"] is False and settings.get("dtype", "float32") == "float32"
+        assert settings.get("dtype", "float32") == "float32"
+        if path.parent.name not in ("collect_corrections", "evaluate"):  # which train nothing
+            assert settings["bf16"] is False
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def test_the_qlora_command_parses(monkeypatch):
     assert (ROOT / command[command.index("--config_file") + 1]).is_file()
     recipe = command.index("recipes/correction_optimization.py")
     # The tests have no GPU, on which bfloat16 is refused by default
-    script, training, model = parse_arguments([*command[recipe + 1 :], "--use_cpu", "true"])
-    assert script.teacher == "my_teacher:correct"
+    _, teacher, training, model = parse_arguments([*command[recipe + 1 :], "--use_cpu", "true"])
+    assert teacher.teacher == "my_teacher:correct"
     assert training.push_to_hub and training.hub_model_id == "your-name/your-adapter"
     assert model.load_in_4bit and model.use_peft and model.dtype == "bfloat16"
 

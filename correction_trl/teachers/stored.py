@@ -1,0 +1,61 @@
+"""Corrections that exist already, in a file or on the Hub, as a teacher."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..correction_dataset import message_text
+from ..correction_store import CORRECTED, SKIPPED, UNCHANGED
+from ..errors import BadInput
+from ..scripts import load_split
+from ..user_functions import Prompt
+from .base import Item, Keep, Teacher, batches
+
+
+class StoredTeacher(Teacher):
+    """
+    Looks corrections up: for the same prompt and the same response; or, in a dataset without a column `response`, for
+    the same prompt. Where there is none, it passes.
+
+    Args:
+        dataset_name (`str`):
+            A Hub id, a folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file, with the columns `prompt`,
+            `correction` (or TRL's `chosen`) and, if it has it, `response` (or `rejected`); plain or conversational.
+        split (`str`, *optional*, defaults to `"train"`):
+            Its split.
+
+    Raises:
+        BadInput: If columns are missing.
+        SystemExit: With one sentence, if the dataset cannot be loaded.
+    """
+
+    def __init__(self, dataset_name: str, split: str = "train"):
+        super().__init__()
+        self.name = f"stored:{Path(dataset_name).name if Path(dataset_name).exists() else dataset_name}"
+        dataset = load_split(dataset_name, None, split)
+        columns = dataset.column_names
+        correction = next((name for name in ("correction", "chosen") if name in columns), None)
+        response = next((name for name in ("response", "rejected") if name in columns), None)
+        if "prompt" not in columns or correction is None:
+            raise BadInput(f"{dataset_name} needs the columns 'prompt' and 'correction'; it has {', '.join(columns)}.")
+        self._by_prompt_alone = response is None
+        self._corrections = {
+            self._question(row["prompt"], None if response is None else message_text(row[response])): message_text(
+                row[correction]
+            )
+            for row in dataset
+            if row[correction]
+        }
+
+    def answer(self, items: Iterable[Item], keep: Keep) -> None:
+        for batch in batches(items, 1000):
+            keep([self._record(item) for item in batch])
+
+    def _record(self, item: Item):
+        correction = self._corrections.get(self._question(item.prompt, item.response))
+        if correction is None:
+            return self.record(item, None, SKIPPED, reason=f"{self.name} has no correction of it")
+        return self.record(item, correction, UNCHANGED if correction == item.response else CORRECTED)
+
+    def _question(self, prompt: Prompt, response: str | None) -> str:
+        return json.dumps([prompt, None if self._by_prompt_alone else response], sort_keys=True)
