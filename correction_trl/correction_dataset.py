@@ -2,7 +2,8 @@
 
 Two kinds: **stored pairs** (`prompt`, `response`, `correction`; TRL's `rejected` and `chosen` are accepted in their
 place) and **prompts** (`prompt` and whatever a teacher needs). Texts are plain, or conversational: a list of messages;
-with a conversational prompt, a response may also be given as plain text.
+with a conversational prompt, a response may also be given as plain text. Pairs whose texts a model sampled may carry
+the token ids as well (`prompt_ids`, `rejected_ids`, `chosen_ids`), and are then trained on as those.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ from .errors import BadInput
 
 
 PAIRS, PROMPTS = "pairs", "prompts"
+PAIR_TOKEN_COLUMNS = ("prompt_ids", "rejected_ids", "chosen_ids")
+IMAGE_COLUMNS = ("image", "images")
 _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
 
 

@@ -3,8 +3,38 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad
+
+
+def sampling_config(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    """
+    Plain sampling from the policy: nothing is cut off its distribution, and no setting of the model's own
+    `generation_config.json` is taken over silently.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer, with a padding token.
+        stop_ids (`Sequence[int]`):
+            From [`~tokenization.stop_token_ids`].
+        max_new_tokens (`int`):
+            Most tokens of a completion.
+        temperature (`float`):
+            0 is greedy decoding.
+    """
+    sampling = {"do_sample": False} if temperature == 0 else {"do_sample": True, "temperature": temperature}
+    if temperature != 0:
+        sampling |= {"top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=list(stop_ids),
+        disable_compile=True,
+        repetition_penalty=1.0,  # what is left out is taken from the model's generation_config.json
+        **sampling,
+    )
 
 
 def generate_completions(

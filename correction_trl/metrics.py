@@ -54,6 +54,13 @@ def bootstrap_interval(
     if len(values) < 2:
         return float("nan"), float("nan")
 
+    means = _resampled_means(values, resamples, seed)
+    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
+
+
+def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """The mean of each resample; the same seed draws the same problems out of equally many."""
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK_SIZE // len(values))
     means = np.empty(resamples)
@@ -61,8 +68,7 @@ def bootstrap_interval(
         size = min(block, resamples - start)
         draws = generator.integers(len(values), size=(size, len(values)))
         means[start : start + size] = values[draws].mean(axis=1)
-    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(low), float(high)
+    return means
 
 
 def summarize(
@@ -179,6 +185,123 @@ def self_correction_metrics(
     # a/n - b/n and (a - b)/n differ in the last bit. The first is taken, so that the printed identity is exact.
     metrics["delta(t1,t2)"]["mean"] = metrics["delta(i->c)"]["mean"] - metrics["delta(c->i)"]["mean"]
     return metrics
+
+
+def attempt_metrics(
+    right: Sequence[Sequence[Sequence[float | bool | None]]],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, float | int]], dict[str, list[float | None]]]:
+    """
+    [`self_correction_metrics`] for any number of attempts and samples: what holds for a problem is the mean over its
+    samples, and the interval is over problems.
+
+    * `acc@t1`, ..., `acc@tk`: the attempt right
+    * `delta(t1,t2)`, `delta(i->c)`, `delta(c->i)`, `fix_rate`: as there, between the first attempt and the second
+    * `delta(t1,t3)`, `delta(i->c)@t3`, `delta(c->i)@t3`, ...: the same between the first attempt and a later one
+
+    `delta(t1,t) = delta(i->c)@t - delta(c->i)@t = acc@t - acc@t1`, for each problem and for the means. `fix_rate` is a
+    ratio of sums: second attempts right after a wrong first one, over wrong first attempts.
+
+    Args:
+        right (`Sequence` of shape `(n, samples, attempts)`):
+            Whether each attempt is right: `True`/`False` or 1/0. A sample with an attempt that could not be judged
+            (`None`, NaN) is left out of every metric, or the identity would not hold; a problem without a judged
+            sample is not judged.
+        confidence, resamples, seed:
+            See [`bootstrap_interval`].
+
+    Returns:
+        `tuple` of two dicts: the summary of each metric; and its values per problem, in order, `None` where it is not
+        defined (not judged; for `fix_rate`, no wrong first attempt).
+
+    Raises:
+        `ValueError`: if the problems differ in their number of samples or attempts, or a value is neither 0 nor 1.
+    """
+    values = np.asarray(right, dtype=float)  # None becomes NaN
+    if values.ndim != 3:
+        raise ValueError(
+            f"`right` must be of shape (problems, samples, attempts), got {values.shape}; every sample needs the same "
+            "number of attempts."
+        )
+    graded = values[~np.isnan(values) & (values != 0) & (values != 1)]
+    if len(graded):
+        raise ValueError(
+            f"`right` holds {graded[0]:g}, but an attempt is right (1) or wrong (0); apply a threshold to graded"
+            " values first."
+        )
+    values[np.isnan(values).any(axis=2)] = np.nan
+    judged = (~np.isnan(values[:, :, :1])).sum(axis=1).squeeze(1)  # samples per problem
+
+    def per_problem(sample_values: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.where(judged > 0, np.nansum(sample_values, axis=1) / judged, np.nan)
+
+    first = values[:, :, 0]
+    columns = {f"acc@t{t}": per_problem(values[:, :, t - 1]) for t in range(1, values.shape[2] + 1)}
+    summaries = {}
+    for t in range(2, values.shape[2] + 1):
+        later, at = values[:, :, t - 1], "" if t == 2 else f"@t{t}"
+        columns[f"delta(t1,t{t})"] = per_problem(later - first)
+        columns[f"delta(i->c){at}"] = fixed = per_problem((1 - first) * later)
+        columns[f"delta(c->i){at}"] = per_problem(first * (1 - later))
+        if t == 2:
+            wrong = 1 - columns["acc@t1"]
+            columns["fix_rate"] = np.divide(fixed, wrong, out=np.full_like(fixed, np.nan), where=wrong > 0)
+            summaries["fix_rate"] = summarize_ratio(fixed * judged, wrong * judged, confidence, resamples, seed)
+    for name, column in columns.items():
+        if name != "fix_rate":
+            summaries[name] = summarize(column, confidence, resamples, seed)
+    for t in range(2, values.shape[2] + 1):
+        # a/n - b/n and (a - b)/n differ in the last bit. The first is taken, so that the printed identity is exact.
+        at = "" if t == 2 else f"@t{t}"
+        gain, loss = summaries[f"delta(i->c){at}"], summaries[f"delta(c->i){at}"]
+        summaries[f"delta(t1,t{t})"]["mean"] = gain["mean"] - loss["mean"]
+    return (
+        {name: summaries[name] for name in columns},
+        {name: [None if np.isnan(value) else float(value) for value in column] for name, column in columns.items()},
+    )
+
+
+def summarize_ratio(
+    numerators: Sequence[float | None],
+    denominators: Sequence[float | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, float | int]:
+    """
+    The ratio of two sums over problems, with its bootstrap interval: problems are drawn with replacement and both sums
+    are taken over the same draw.
+
+    Args:
+        numerators (`Sequence[float | None]` of shape `(n,)`):
+            One value per problem.
+        denominators (`Sequence[float | None]` of shape `(n,)`):
+            One value per problem, none negative. A problem that lacks either (`None`, NaN) is left out.
+        confidence, resamples, seed:
+            See [`bootstrap_interval`].
+
+    Returns:
+        `dict`: `{"mean", "low", "high", "n"}`; `n` counts the problems whose denominator is not 0; without any, `mean`
+        is NaN.
+
+    Raises:
+        `ValueError`: if the two do not have the same length.
+    """
+    a, b = _same_problems("numerators", numerators, "denominators", denominators)
+    judged = ~np.isnan(a) & ~np.isnan(b)
+    a, b = a[judged], b[judged]
+    n = int((b > 0).sum())
+    if n == 0:
+        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    low = high = float("nan")
+    if n > 1:
+        sums = _resampled_means(b, resamples, seed)
+        ratios = _resampled_means(a, resamples, seed)[sums > 0] / sums[sums > 0]
+        low, high = map(float, np.quantile(ratios, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]))
+    return {"mean": float(a.sum() / b.sum()), "low": low, "high": high, "n": n}
 
 
 def edit_ratio(a: str | Sequence[int], b: str | Sequence[int]) -> float:

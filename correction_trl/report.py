@@ -92,6 +92,44 @@ CORRECTION_OPTIMIZATION_PANELS = [
     ("Distance to the reference", "KL (nats)", {"kl": "KL"}),
 ]
 
+SCORE_PANELS = [
+    ("Attempts that are right", "share (%)", {"acc@t1": "first", "acc@t2": "second"}),
+    ("Changes of mind", "share (%)", {"delta(i->c)": "wrong to right", "delta(c->i)": "right to wrong"}),
+    (
+        "Collapse detectors",
+        "share (%)",
+        {"answer_changed": "second attempt differs", "edit_distance_ratio": "edit-distance ratio"},
+    ),
+    ("Distance to the reference", "KL (nats)", {"kl/t1": "first attempt", "kl/t2": "second attempt"}),
+    (
+        "Entropy of the policy",
+        "nats per attempt token",
+        {"entropy/t1": "first attempt", "entropy/t2": "second attempt"},
+    ),
+    ("Stage", "stage", {"stage": "stage"}),
+]
+
+CORRECTOR_SFT_PANELS = [
+    ("Loss", "nats per token of the correction", {"loss": "loss"}),
+    (
+        "Mean value in the pool",
+        "value",
+        {"pool/value/generator": "generator", "pool/value/corrector": "corrector", "pool/value/gold": "gold"},
+    ),
+    (
+        "Value gained",
+        "value",
+        {"exploration/value_gain": "by a sampled correction", "pairs/value_gain": "in the pairs"},
+    ),
+    (
+        "Sampled corrections",
+        "share (%)",
+        {"exploration/improved": "improve", "exploration/worsened": "worsen", "corrector/unjudged": "not judged"},
+    ),
+    ("Responses in the pool", "responses", {"pool/size": "responses"}),
+    ("Prompts without a pair", "share (%)", {"pool/prompts_without_pair": "without a pair"}),
+]
+
 _BEFORE, _AFTER = "#8a8f98", "#2b6a99"
 _LINES = ["#2b6a99", "#c9742b", "#4d8a57", "#7d5fa3"]
 _DELETED, _INSERTED, _DELETED_FILL, _INSERTED_FILL = "#a3261b", "#1d6b33", "#fbe3e0", "#dff2e3"
@@ -141,7 +179,8 @@ def write_metrics(
         path (`str` or `os.PathLike`):
             File to write; its directory is created.
         before (`dict[str, dict]`):
-            Summary `{"mean", "low", "high", "n"}` of each metric before training.
+            Summary `{"mean", "low", "high", "n"}` of each metric before training; empty if only one model was
+            evaluated.
         after (`dict[str, dict]`):
             The same metrics after training.
         seconds (`float`):
@@ -161,7 +200,7 @@ def write_metrics(
         `ValueError`: if `before` and `after` do not hold the same metrics, `difference` holds another one, a metric is
         not a summary, or an entry of `more` has a name that the file uses.
     """
-    if before.keys() != after.keys():
+    if before and before.keys() != after.keys():
         only_before, only_after = sorted(before.keys() - after.keys()), sorted(after.keys() - before.keys())
         raise ValueError(
             f"`before` and `after` must hold the same metrics; only before: {only_before}, only after: {only_after}."
@@ -602,7 +641,10 @@ def _draw_interval(axis, summary: Summary, row: float, scale: float, color: str,
 
 
 def plot_edit_distribution(
-    before_ratios: Sequence[float | None], after_ratios: Sequence[float | None], path: str | os.PathLike
+    before_ratios: Sequence[float | None],
+    after_ratios: Sequence[float | None],
+    path: str | os.PathLike,
+    names: tuple[str, str] = ("before", "after training"),
 ) -> Path | None:
     """
     Draw how much of each response has to be edited to become its correction, before and after training. Responses that
@@ -615,6 +657,8 @@ def plot_edit_distribution(
             The same after training.
         path (`str` or `os.PathLike`):
             PNG file to write; its directory is created.
+        names (`tuple[str, str]`, *optional*, defaults to `("before", "after training")`):
+            What the two sides are called; a side without values is not drawn.
 
     Returns:
         `Path` of the picture, or `None` (with a warning) if neither side has a value.
@@ -623,7 +667,7 @@ def plot_edit_distribution(
         `ValueError`: if a ratio is outside [0, 1].
     """
     sides = {}
-    for name, ratios in (("before", before_ratios), ("after training", after_ratios)):
+    for name, ratios in zip(names, (before_ratios, after_ratios), strict=True):
         ratios = np.asarray(ratios, dtype=float)
         ratios = ratios[~np.isnan(ratios)]
         if len(ratios) and not (0 <= ratios.min() and ratios.max() <= 1):
@@ -643,7 +687,8 @@ def plot_edit_distribution(
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         axis = figure.subplots()
-        for (name, ratios), offset, color in zip(sides.items(), (-0.2, 0.2), (_BEFORE, _AFTER), strict=True):
+        offsets = (-0.2, 0.2) if all(map(len, sides.values())) else (0, 0)
+        for (name, ratios), offset, color in zip(sides.items(), offsets, (_BEFORE, _AFTER), strict=True):
             if len(ratios) == 0:
                 continue
             # 0 has its own bin; the others are closed on the right: (0, w], (w, 2w], ...
@@ -1073,7 +1118,7 @@ def write_model_card(
         usage=usage,
         pipeline_tag=pipeline_tag,
         time=_format_seconds(metrics["seconds"]) if _is_number(metrics["seconds"]) else None,
-        command=_publishable(metrics["command"] if command is None else command),
+        command=publishable(metrics["command"] if command is None else command),
         versions=metrics["versions"],
     )
     path = output_dir / "README.md"
@@ -1120,7 +1165,7 @@ _ABSOLUTE_PATH = re.compile(r"""(?<![^\s"'=,:])(?:~|[A-Za-z]:(?=[\\/]))?[\\/][^\
 _ARGUMENT = re.compile(r"(?<!\S)(-{0,2}[\w.-]+)(=|\s+)(?!-)(\S+)")
 
 
-def _publishable(command: str) -> str:
+def publishable(command: str) -> str:
     """
     A command line without the values of secret arguments and without absolute paths: those below the working directory
     become relative to it, of the others the last part remains.
@@ -1164,6 +1209,8 @@ def write_report(
     after: Evaluation | None,
     seconds: float,
     config: Any,
+    panels: Sequence[tuple[str, str, Mapping[str, str]]] | None = None,
+    more: Mapping[str, Any] | None = None,
     **card: Any,
 ) -> dict[str, Any]:
     """
@@ -1183,6 +1230,10 @@ def write_report(
             Wall-clock time of the run.
         config (`dict`):
             What the run was configured with.
+        panels (`list[tuple]`, *optional*):
+            Panels of the learning curves; see [`plot_learning_curves`].
+        more (`dict`, *optional*):
+            Further entries of `metrics.json`.
         **card:
             Further arguments of [`write_model_card`]: `base_model`, `dataset_name`, `method`, ...
 
@@ -1190,7 +1241,7 @@ def write_report(
         `dict`: what `metrics.json` holds.
     """
     output_dir = Path(output_dir)
-    pictures = {"Learning curves": plot_learning_curves(log_history, output_dir / "learning_curves.png")}
+    pictures = {"Learning curves": plot_learning_curves(log_history, output_dir / "learning_curves.png", panels)}
     difference, examples = {}, []
     if before is not None:
         difference = {key: paired_difference(before.per_problem[key], after.per_problem[key]) for key in after.metrics}
@@ -1213,6 +1264,7 @@ def write_report(
         seconds=seconds,
         config=config,
         peak_memory_gib=_peak_memory_gib(),
+        **(more or {}),
     )
     write_model_card(
         output_dir,

@@ -61,7 +61,15 @@ def main(script_args, teacher_args, training_args, model_args):
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_corrections
     from correction_trl.report import write_report
-    from correction_trl.scripts import as_dict, check_folders, check_push, load_split, public_name, push_folder
+    from correction_trl.scripts import (
+        as_dict,
+        check_folders,
+        load_split,
+        public_name,
+        push_folder,
+        set_model_init_kwargs,
+        take_over_push,
+    )
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.collection import StoringTeacher
     from correction_trl.user_functions import import_function
@@ -69,13 +77,7 @@ def main(script_args, teacher_args, training_args, model_args):
     start = time.time()
     output_dir = Path(training_args.output_dir)
     check_folders(output_dir, training_args.resume_from_checkpoint)
-    # The recipe pushes at its end, with the card and the pictures; the trainer, whose own pushes would carry the token
-    # in training_args.bin, does not know of it.
-    push_to = (training_args.hub_model_id or output_dir.resolve().name) if training_args.push_to_hub else None
-    hub_token = training_args.hub_token
-    training_args.push_to_hub, training_args.hub_token = False, None
-    if push_to and training_args.process_index == 0:
-        check_push(push_to, training_args.hub_private_repo, hub_token)
+    push_to, hub_token = take_over_push(training_args)
     embedded = script_args.dataset_name is None
     dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
@@ -117,12 +119,7 @@ def main(script_args, teacher_args, training_args, model_args):
             script_args.test_rows,
         )
 
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    set_model_init_kwargs(training_args, model_args)
     trainer = CorrectionOptimizationTrainer(
         model=model_name,
         args=training_args,

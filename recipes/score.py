@@ -91,8 +91,8 @@ def main(script_args, training_args, model_args):
     is_file = Path(dataset_name).is_file()  # which holds what is trained on, and nothing else
     if training_args.eval_strategy != "no" and is_file:
         raise BadInput(
-            f"`eval_strategy` is set, but all of the file {dataset_name} is trained on; give a folder or a Hub dataset "
-            "with a validation split, or set `eval_strategy: 'no'`."
+            f"`eval_strategy` is set, but all of the file {dataset_name} is trained on; give a folder or a Hub "
+            "dataset with a validation split, or set `eval_strategy: 'no'`."
         )
     validation = split(script_args.dataset_validation_split) if training_args.eval_strategy != "no" else None
     test_dataset, test_name = None, script_args.test_dataset_name or (None if is_file else dataset_name)
