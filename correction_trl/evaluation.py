@@ -211,6 +211,7 @@ def evaluate_attempts(
     n_examples: int = 8,
     threshold: float = 1.0,
     extract_answer: Callable[[str], str | None] = whole_text,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> Evaluation:
     """
     Evaluate a policy that is asked to correct itself: the problem, its attempt, the instruction, its next attempt, and
@@ -251,6 +252,8 @@ def evaluate_attempts(
         extract_answer (`Callable`, *optional*):
             From the text of a response to its answer, `None` if there is none to be found (see
             `inference/answers.py`). By default the whole text is the answer, and an empty one is none.
+        template_kwargs (`dict`, *optional*):
+            Arguments of the chat template for all rows; a row's own come first.
 
     Returns:
         [`Evaluation`].
@@ -282,7 +285,7 @@ def evaluate_attempts(
     with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
         prompts = {}
         for row in rows:
-            kwargs = chat_template_kwargs(dataset[row])
+            kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
             key = json.dumps(kwargs, sort_keys=True)
             if key not in follow_ups:
                 follow_ups[key] = FollowUp(tokenizer, stop_ids, conversational, kwargs)

@@ -1,10 +1,15 @@
 """What the tests share: everything offline, on a CPU, with one thread, from a tiny random model that is built here."""
 
 import atexit
+import importlib.util
 import os
 import random
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 
 
 # Before anything of Hugging Face is imported. The cache is this run's own: no test sees a stale file or a login.
@@ -160,6 +165,32 @@ def chat_prompts() -> datasets.Dataset:
     return datasets.Dataset.from_list(
         [{"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["answer"]} for row in _sums()]
     )
+
+
+@pytest.fixture(scope="session")
+def transformers_serve(tmp_path_factory):
+    """Address of a real server: `transformers serve`, which loads whatever folder a request names as its model."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"`transformers serve` needs {package}: pip install 'transformers[serving]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("transformers_serve") / "log"
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", "--host", "127.0.0.1"]
+    with open(log, "w") as file:
+        process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=file, stderr=file)
+    try:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def teacher(prompts, responses, answer, **columns):

@@ -1,0 +1,44 @@
+"""From the text of a response to the answer that it gives, so that answers can be counted and compared."""
+
+import re
+
+from ..rewards.answer_extraction import NUMBER, extract_answer
+from ..rewards.common import after_thinking
+from ..rewards.math_equality import plain_number, tidy
+
+
+def whole_text(response: str) -> str | None:
+    """The whole text is the answer; an empty one is none."""
+    return response.strip() or None
+
+
+def final_answer(response: str) -> str | None:
+    r"""
+    The final answer: `\boxed{...}`, GSM8K's `#### ...`, or "The final answer is $...$".
+
+    Args:
+        response (`str`):
+            The response; a reasoning model's thoughts do not count.
+
+    Returns:
+        `str` or `None`: In one writing for what means the same (18, 18.0, \$18); `None` if there is none.
+    """
+    answer = extract_answer(after_thinking(response)).answer
+    return None if answer is None else _one_writing(answer)
+
+
+def last_number(response: str) -> str | None:
+    """The last number of a response: for problems whose answer is a number, and models that keep to no form."""
+    found = re.findall(rf"(?<![\w.]){NUMBER}", after_thinking(response))
+    return _one_writing(found[-1].rstrip(",.")) if found else None
+
+
+def multiple_choice(response: str) -> str | None:
+    """The letter of a multiple choice, `None` if there is none."""
+    return extract_answer(after_thinking(response), style="choice").answer
+
+
+def _one_writing(answer: str) -> str:
+    tidied = tidy(answer)
+    number = plain_number(tidied)
+    return tidied if number is None else str(number)

@@ -1,0 +1,70 @@
+"""All strategies on all problems: what is stored is not asked again, and processes share the rest."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from .chat import Chat
+from .strategy import Problem, Strategy, Trace, run
+from .trace_store import TraceStore, trace_key
+
+
+def solve(
+    problems: Sequence[Problem],
+    strategies: Mapping[str, Strategy],
+    make_chat: Callable[[], Chat],
+    store: TraceStore,
+    depends_on: Mapping[str, Mapping[str, Any]],
+    samples: int = 1,
+    title: str = "",
+) -> dict[str, dict[tuple[int, int], Trace]]:
+    """
+    Solve problems by strategies, with what is in the store as a beginning.
+
+    Args:
+        problems (`Sequence[Problem]`):
+            The problems; each process takes its share.
+        strategies (`dict[str, Strategy]`):
+            By name.
+        make_chat (`Callable`):
+            Called for the model only if something is left to ask.
+        store ([`TraceStore`]):
+            Keeps each trace as it ends.
+        depends_on (`dict[str, dict]`):
+            What the traces of a strategy depend on beside its name and the problem: model, sampling, settings. Stored
+            ones are used if nothing of that has changed.
+        samples (`int`, *optional*, defaults to `1`):
+            Independent runs of each strategy on each problem.
+        title (`str`, *optional*):
+            Of the progress bar.
+
+    Returns:
+        `dict`: by strategy this process's traces, by row and sample, as [`~evaluation.evaluate_traces`] takes them. A
+        problem that got no reply is not there.
+    """
+    state = PartialState()
+    with state.split_between_processes([(row, s) for row in range(len(problems)) for s in range(samples)]) as mine:
+        keys = {
+            (name, row, sample): trace_key(
+                strategy=name, problem=vars(problems[row]), row=row, sample=sample, **depends_on[name]
+            )
+            for name in strategies
+            for row, sample in mine
+        }
+    missing = [item for item, key in keys.items() if store.get(key) is None]
+    if missing:
+        chat = make_chat()
+        with tqdm(total=len(missing), desc=title, disable=not state.is_main_process) as bar:
+
+            def keep(index: int, trace: Trace) -> None:
+                store.add(keys[missing[index]], trace)
+                bar.update()
+
+            run((strategies[name](chat, problems[row]) for name, row, _ in missing), chat.window, keep)
+    found: dict[str, dict[tuple[int, int], Trace]] = {name: {} for name in strategies}
+    for (name, row, sample), key in keys.items():
+        if (trace := store.get(key)) is not None:
+            found[name][row, sample] = trace
+    return found
