@@ -1,11 +1,11 @@
 """
 How fast is a step of SCoRe against the straightforward loop?
 
-Both sides in one process, the same embedded policy, the same rollouts per step, the same objective and the same
-gradient (checked on the first step). The straightforward loop calls `generate` from scratch for each attempt, and
-computes each attempt in a row of its own with the whole vocabulary's logits at every position, for the policy and for
-the reference. Ours continues the second attempt from the first one's key-value cache, and computes both attempts in
-one row with the LM head on attempt tokens alone.
+Both sides in one process, the same embedded policy, the same prompts and number of rollouts per step, the same
+objective, and on the same rollouts the same gradient (checked first). The straightforward loop calls `generate` from
+scratch for each attempt, and computes each attempt in a row of its own with the whole vocabulary's logits at every
+position, for the policy and for the reference. Ours continues the second attempt from the first one's key-value cache,
+and computes both attempts in one row with the LM head on attempt tokens alone.
 
     python benchmarks/score_step.py                # writes results/score_step.json
 """
@@ -46,7 +46,9 @@ class StraightforwardLoop:
         tokenizer = self.trainer._tokenizer
         prompts = [tokenize_prompt(tokenizer, row["prompt"])[1] for row in rows]
         first = generate_completions(self.model, prompts, self.config)
-        contexts = [p + y + self.trainer._follow_up(y, INSTRUCTION) for p, y in zip(prompts, first, strict=True)]
+        contexts = [
+            p + y + self.trainer._follow_up_of(rows[0])(y, INSTRUCTION) for p, y in zip(prompts, first, strict=True)
+        ]
         second = generate_completions(self.model, contexts, self.config)
         return [(prompts, first), (contexts, second)]
 

@@ -305,8 +305,8 @@ def write_tables(results):
         "",
         "## Ten attempts, trained on two",
         "",
-        "Greedy. Left: the model is shown the problem and its last attempt. Right: one growing conversation; rows of more "
-        "than two attempts are longer than any that the embedded model was trained on, before SCoRe or in it.",
+        "Greedy. Left: the model is shown the problem and its last attempt. Right: one growing conversation; rows of "
+        "more than two attempts are longer than any that the embedded model was trained on, before SCoRe or in it.",
         "",
         "![Ten attempts](pictures/score_ten_attempts.png)",
         "",

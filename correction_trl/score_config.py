@@ -16,6 +16,7 @@ _UNUSED_RLOO_SETTINGS = {
     "use_transformers_continuous_batching": "a second attempt continues from the first one's key-value cache",
     "use_transformers_paged": "a second attempt continues from the first one's key-value cache",
     "sync_ref_model": "the reference is fixed; see `reference`",
+    "cache_implementation": "a second attempt continues from the first one's key-value cache",
 }
 
 
@@ -36,7 +37,8 @@ class SCoReConfig(RLOOConfig):
         stage (`str`, *optional*, defaults to `"both"`):
             `"1"`: only Stage I, which keeps the first attempt where it is and teaches the second to differ and be
             right. `"2"`: only Stage II, which rewards both attempts. `"both"`: first one, then the other, in one run
-            with one optimizer.
+            with one optimizer. A stage begins with a generation: with `steps_per_generation` above
+            `gradient_accumulation_steps`, at the first one after its step.
         stage_1_fraction (`float`, *optional*, defaults to `0.5`):
             Share of the steps that belong to Stage I, with `stage="both"`.
         n_rounds (`int`, *optional*, defaults to `1`):
@@ -57,7 +59,8 @@ class SCoReConfig(RLOOConfig):
             With it, β₂ is adapted: raised by up to 10 % per step while the first attempt's KL, in nats, is above this
             target, and lowered likewise below it.
         kl_estimator (`str`, *optional*, defaults to `"k1"`):
-            `"k1"` (score function, unbiased), `"k2"` or `"k3"`; see [`~correction_trl.turn_credit.multi_turn_loss`].
+            `"k1"` (score function, unbiased on-policy), `"k2"` or `"k3"`; see
+            [`~correction_trl.turn_credit.multi_turn_loss`].
         gamma (`float`, *optional*, defaults to `0.0`):
             γ, how much of a later attempt's return an earlier one is credited with.
 
@@ -67,7 +70,7 @@ class SCoReConfig(RLOOConfig):
             Attempts per rollout. 1 is single-turn RL.
         instruction (`str`, *optional*):
             What the user says between two attempts. It must not tell whether the attempt was right. The default is
-            the paper's.
+            the paper's for math, without its sentences about the answer's format: add those of your task.
         offline_fraction (`float`, *optional*, defaults to `0.0`):
             Share of the prompts whose first attempts are sampled from the reference and not from the policy. They are
             context for the second attempt, and in no loss.
@@ -171,5 +174,7 @@ class SCoReConfig(RLOOConfig):
         """
         if self.stage != "both":
             return int(self.stage)
-        round_length = max_steps / self.n_rounds
-        return 1 if step % round_length < self.stage_1_fraction * round_length else 2
+        n_rounds = self.n_rounds
+        current = step * n_rounds // max_steps
+        start, end = (-(-edge * max_steps // n_rounds) for edge in (current, current + 1))
+        return 1 if step - start < round(self.stage_1_fraction * (end - start)) else 2

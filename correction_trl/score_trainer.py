@@ -1,5 +1,9 @@
+import functools
 import hashlib
+import inspect
+import itertools
 import json
+import math
 import random
 import textwrap
 import time
@@ -25,7 +29,7 @@ from .evaluation import evaluate_attempts
 from .metrics import edit_distance_ratio
 from .quantization import keep_trainable_on_cpu
 from .score_config import SCoReConfig
-from .tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
+from .tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
 from .turns import FollowUp, sample_attempts
 from .user_functions import call_value_function
@@ -60,15 +64,16 @@ class SCoReTrainer(RLOOTrainer):
     attention allows it.
 
     **Rewards.** Functions with TRL's signature, several with `reward_weights`, async ones too. Each attempt is judged
-    on its own; an attempt that no function judges (`None`) is in no loss and no baseline, and neither is a second
-    attempt whose bonus needs it. A function that raises stops the run with the row.
+    on its own; an attempt that no function judges (`None`) has no reward term and is in no baseline, and neither has a
+    second attempt whose bonus needs it (the KL still holds both). A function that raises stops the run with the row.
 
     **What it overrides.** `RLOOTrainer` gives the groups of rollouts, the reference, PEFT and quantization, reward
     functions, vLLM and logging. Overridden: `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
-    what the uninterrupted one did), `_generate_and_score_completions` (several attempts), `_calculate_rewards` (names
-    the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all self-correction metrics), `log`,
-    `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference). With `steps_per_generation` above
-    `gradient_accumulation_steps`, a run that is resumed between two generations samples anew there.
+    what the uninterrupted one did, except with vLLM), `_generate_and_score_completions` (several attempts),
+    `_calculate_rewards` (names the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all
+    self-correction metrics), `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference).
+    With `steps_per_generation` above `gradient_accumulation_steps`, a run that is resumed between two generations
+    samples anew there.
 
     Example:
 
@@ -163,13 +168,27 @@ class SCoReTrainer(RLOOTrainer):
             raise BadInput("`train_dataset` is required: a column `prompt`, and what the reward functions need.")
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
-            if dataset is not None:
-                check_dataset(dataset, name, reward_funcs)
+            if dataset is None:
+                continue
+            check_dataset(dataset, name, reward_funcs)
+            if name != "train_dataset" and isinstance(dataset, IterableDataset):
+                raise BadInput(f"`{name}` is a stream; evaluation needs a map-style dataset (`streaming=False`).")
         first = next(iter(train_dataset))
         if {"image", "images"} & set(first):
             raise BadInput("SCoRe takes text only; drop the columns with images.")
-        if args.reference == "stage_1" and (args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None):
+        sharded = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
+        if args.reference == "stage_1" and sharded:
             raise BadInput("`reference: stage_1` copies weights, which sharded training does not allow; use `base`.")
+        if args.offline_fraction and (args.use_vllm or sharded):
+            raise BadInput(
+                "`offline_fraction` samples from two models in one step, which neither vLLM nor sharded training "
+                "allows here; set it to 0."
+            )
+        if args.eval_strategy != "no" and sharded:
+            raise BadInput(
+                "Evaluation would have to gather the sharded weights for each batch; set `eval_strategy: 'no'` and "
+                "evaluate the saved model with recipes/evaluate.py."
+            )
 
         self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2") or args.offline_fraction > 0
         # RLOOTrainer keeps a reference if its single `beta` is not 0; here the weights are per attempt and per stage
@@ -193,14 +212,10 @@ class SCoReTrainer(RLOOTrainer):
 
         conversational = not isinstance(first["prompt"], str)
         check_tokenizer(self._tokenizer, conversational)
-        self._follow_up = FollowUp(
-            self._tokenizer,
-            self.eos_token_ids,
-            conversational,
-            {**self.chat_template_kwargs, **chat_template_kwargs(first)},
-        )
-        if args.turns > 1:
-            self._follow_up([self._tokenizer.eos_token_id], args.instruction)  # refuses the template now, not later
+        self._conversational = conversational
+        self._follow_ups: dict[str, FollowUp] = {}  # by the arguments of the chat template
+        if args.turns > 1:  # refuses the template now, not later
+            self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
         self._check_lengths(train_dataset)
         if args.reference == "stage_1" and is_peft_model(self.model) and "ref" not in self.model.peft_config:
             self.model.add_adapter("ref", self.model.peft_config["default"])
@@ -208,6 +223,7 @@ class SCoReTrainer(RLOOTrainer):
 
         self._sums = {mode: defaultdict(lambda: [0.0, 0.0]) for mode in ("train", "eval")}
         self._stage: int | None = None  # of the last update
+        self._max_steps_before: int | None = None  # of the run that is resumed
         self._beta_2 = args.beta_2
         self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
 
@@ -216,7 +232,9 @@ class SCoReTrainer(RLOOTrainer):
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is None or isinstance(dataset, IterableDataset):
             return
-        n_instruction = len(self._follow_up([], self.args.instruction)) if self.args.turns > 1 else 0
+        n_instruction = 0
+        if self.args.turns > 1:
+            n_instruction = len(self._follow_up_of(dataset[0])([], self.args.instruction))
         n_new = self.args.turns * self.max_completion_length + (self.args.turns - 1) * n_instruction
         texts = [message_text(prompt) for prompt in dataset["prompt"]]
         for row in sorted(range(len(texts)), key=lambda i: -len(texts[i]))[:16]:
@@ -228,9 +246,18 @@ class SCoReTrainer(RLOOTrainer):
                     f"model takes {limit}; lower `max_completion_length`, or drop the row."
                 )
 
+    def _template_kwargs(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**self.chat_template_kwargs, **chat_template_kwargs(row)}
+
     def _prompt_ids(self, row: dict[str, Any]) -> list[int]:
-        kwargs = {**self.chat_template_kwargs, **chat_template_kwargs(row)}
-        return tokenize_prompt(self._tokenizer, row["prompt"], **kwargs)[1]
+        return tokenize_prompt(self._tokenizer, row["prompt"], **self._template_kwargs(row))[1]
+
+    def _follow_up_of(self, row: dict[str, Any]) -> FollowUp:
+        kwargs = self._template_kwargs(row)
+        key = json.dumps(kwargs, sort_keys=True)
+        if key not in self._follow_ups:
+            self._follow_ups[key] = FollowUp(self._tokenizer, self.eos_token_ids, self._conversational, kwargs)
+        return self._follow_ups[key]
 
     # ------------------------------------------------------------------ rollouts
 
@@ -240,16 +267,21 @@ class SCoReTrainer(RLOOTrainer):
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             key = f"{self.args.seed}/{self.state.global_step}/{self.accelerator.process_index}/{self.model.training}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+            torch.manual_seed(int.from_bytes(hashlib.sha256((key + self._micro_step()).encode()).digest()[:7], "big"))
             return super()._prepare_inputs(generation_batch)
 
+    def _micro_step(self) -> str:
+        """Tells apart several generations within one update (`steps_per_generation` below the accumulation)."""
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        return f"/{micro_step}" if micro_step else ""
+
     def _sample_attempts(
-        self, prompt_ids: list[list[int]], n_turns: int, with_reference: bool = False
+        self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], n_turns: int, with_reference: bool = False
     ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
         """Attempts and follow-ups per turn, by the policy or by the reference."""
 
         def next_turn(turn, attempt_ids):
-            return [self._follow_up(ids, self.args.instruction) for ids in attempt_ids]
+            return [of(ids, self.args.instruction) for of, ids in zip(follow_ups_of, attempt_ids, strict=True)]
 
         if self.use_vllm and not with_reference:
             if self.state.global_step != self._last_loaded_step:
@@ -286,30 +318,30 @@ class SCoReTrainer(RLOOTrainer):
             model.train(was_training)
         return sampled
 
-    def _roll_out(self, prompt_ids: list[list[int]], offline: list[bool]):
+    def _roll_out(self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], offline: list[bool]):
         """Attempts and follow-ups per turn for all prompts; the first attempts of `offline` ones by the reference."""
         n_turns = self.args.turns
         attempts = [[[] for _ in prompt_ids] for _ in range(n_turns)]
         follow_ups = [[[] for _ in prompt_ids] for _ in range(n_turns - 1)]
 
-        def put(rows, first_turn, sampled):
+        def sample(rows, contexts, n, first_turn=0, with_reference=False):
+            if not rows:
+                return
+            sampled = self._sample_attempts(contexts, [follow_ups_of[i] for i in rows], n, with_reference)
             for destination, source in zip((attempts, follow_ups), sampled, strict=True):
                 for turn, values in enumerate(source, start=first_turn):
                     for row, ids in zip(rows, values, strict=True):
                         destination[turn][row] = ids
 
         online_rows = [i for i, is_offline in enumerate(offline) if not is_offline]
+        sample(online_rows, [prompt_ids[i] for i in online_rows], n_turns)
         offline_rows = [i for i, is_offline in enumerate(offline) if is_offline]
-        if online_rows:
-            put(online_rows, 0, self._sample_attempts([prompt_ids[i] for i in online_rows], n_turns))
-        if offline_rows:
-            put(offline_rows, 0, self._sample_attempts([prompt_ids[i] for i in offline_rows], 1, with_reference=True))
-            contexts = []
-            for i in offline_rows:
-                follow_ups[0][i] = self._follow_up(attempts[0][i], self.args.instruction)
-                contexts.append(prompt_ids[i] + attempts[0][i] + follow_ups[0][i])
-            later, between = self._sample_attempts(contexts, n_turns - 1)
-            put(offline_rows, 1, (later, between))
+        sample(offline_rows, [prompt_ids[i] for i in offline_rows], 1, with_reference=True)
+        contexts = []
+        for i in offline_rows:
+            follow_ups[0][i] = follow_ups_of[i](attempts[0][i], self.args.instruction)
+            contexts.append(prompt_ids[i] + attempts[0][i] + follow_ups[0][i])
+        sample(offline_rows, contexts, n_turns - 1, first_turn=1)
         return attempts, follow_ups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -329,11 +361,11 @@ class SCoReTrainer(RLOOTrainer):
         if args.offline_fraction and n_turns > 1 and mode == "train":
             first_row = self.accelerator.process_index * n_local
             # All rollouts of a prompt share the choice, also across processes
-            choose = random.Random(f"{args.seed}/{self.state.global_step}")
+            choose = random.Random(f"{args.seed}/{self.state.global_step}{self._micro_step()}")
             n_groups = n_local * self.accelerator.num_processes // group_size
             chosen = [choose.random() < args.offline_fraction for _ in range(n_groups)]
             offline = [chosen[(first_row + i) // group_size] for i in range(n_local)]
-        attempts, follow_ups = self._roll_out(prompt_ids, offline)
+        attempts, follow_ups = self._roll_out(prompt_ids, [self._follow_up_of(row) for row in inputs], offline)
         texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
         sampled = time.perf_counter()
 
@@ -344,6 +376,7 @@ class SCoReTrainer(RLOOTrainer):
                 for prompt, text in zip(prompts, texts[turn], strict=True)
             ]
             rewards_per_func.append(self._calculate_rewards(inputs, prompts, completions, attempts[turn]))
+            self._flush_logs_of_rewards(mode, turn + 1, n_local)
         weights = self.reward_weights.to(device)
         # An attempt that no function judged is unjudged; otherwise those that did are summed
         rewards = torch.stack(
@@ -385,6 +418,21 @@ class SCoReTrainer(RLOOTrainer):
             self._metrics[mode][f"time/{name}"].append(seconds)
         return batch
 
+    def _flush_logs_of_rewards(self, mode: str, turn: int, n_local: int):
+        """What the reward functions logged (`log_metric`, `log_extra`) for this attempt, as RLOOTrainer does it; names
+        are sorted so that all processes gather in the same order."""
+        for name in sorted(set(gather_object(list(self._pending_metrics)))):
+            values = self._pending_metrics.get(name, [])
+            stats = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=self.accelerator.device)
+            total, count = self.accelerator.gather(stats).view(-1, 2).sum(0).tolist()
+            self._metrics[mode][f"{name}/t{turn}"].append(total / count)
+        for column in sorted(set(gather_object(list(self._pending_extra_logs)))):
+            values = gather_object(self._pending_extra_logs.get(column, [None] * n_local))
+            if self.log_completions:
+                self._logs["extra"][f"{column} t{turn}"].extend(values)
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+
     def _to_batch(self, prompt_ids, attempts, follow_ups, offline) -> dict[str, torch.Tensor]:
         """One row `[x, y1, follow-up, y2, ...]` per rollout, padded on the right."""
         rows, turn_ids = [], []
@@ -414,18 +462,73 @@ class SCoReTrainer(RLOOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         try:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         except Exception as error:
             # Call each function again, row by row, to say which row it was
-            columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in NOT_FOR_THE_TEACHER}
+            columns = {key: [row[key] for row in inputs] for key in inputs[0] if key != "prompt"}
             texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
             for function in self.reward_funcs:
-                call_value_function(function, prompts, texts, columns)
+                try:
+                    call_value_function(self._as_trl_calls(function, completion_ids_list), prompts, texts, columns)
+                except BadInput as located:
+                    if isinstance(located.__cause__, type(error)):
+                        raise located from error
             raise BadInput(f"A reward function failed: {type(error).__name__}: {error}") from error
+        if rewards.isinf().any():
+            row, function = rewards.isinf().nonzero()[0].tolist()
+            raise BadInput(
+                f"The reward function {self.reward_func_names[function]!r} returned {rewards[row, function].item()} "
+                f"for rollout {row}; return a finite number, or None for what cannot be judged."
+            )
+        return rewards
+
+    def _as_trl_calls(self, function: Callable, completion_ids: list[list[int]] | None = None) -> Callable:
+        """A reward function as a value function: with what TRL hands over beside the columns, and NaN as `None`."""
+
+        def clean(values):
+            return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+
+        async def clean_when_there(values):
+            return clean(await values)
+
+        @functools.wraps(function)
+        def call(prompts, completions, **columns):
+            texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+            ids = completion_ids
+            if ids is None or len(ids) != len(texts):
+                ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+            values = function(
+                prompts=prompts,
+                completions=completions,
+                completion_ids=ids,
+                trainer_state=self.state,
+                log_extra=lambda column, values: None,
+                log_metric=lambda name, value: None,
+                **columns,
+            )
+            if inspect.isawaitable(values):
+                return clean_when_there(values)
+            return clean(values) if isinstance(values, list | tuple) else values
+
+        return call
 
     # ------------------------------------------------------------------ stages
 
     def _enter_stage(self, stage: int):
+        max_steps = self.state.max_steps
+        if self._stage is None and self.args.stage == "both":
+            stages = [self.args.stage_at(step, max_steps) for step in range(max_steps)]
+            n_changes = sum(a != b for a, b in itertools.pairwise(stages))
+            if n_changes != 2 * self.args.n_rounds - 1:
+                raise BadInput(
+                    f"{max_steps} steps are too few for {self.args.n_rounds} rounds of two stages with "
+                    f"`stage_1_fraction={self.args.stage_1_fraction}`; train longer, or set `stage`."
+                )
+        if self._max_steps_before not in (None, max_steps) and self.args.stage == "both":
+            raise BadInput(
+                f"The checkpoint is of a run of {self._max_steps_before} steps and this run has {max_steps}, so its "
+                "stages lie elsewhere; resume with the same number of steps, or start from the checkpoint as a model."
+            )
         if stage == 2 and self._stage == 1 and self.args.reference == "stage_1" and self._needs_reference:
             self._copy_policy_to_reference()
         self._stage = stage
@@ -438,7 +541,12 @@ class SCoReTrainer(RLOOTrainer):
             reference = self.accelerator.unwrap_model(self.ref_model)
             return {name: (parameter, own[name]) for name, parameter in reference.named_parameters()}
         own = dict(policy.named_parameters())
-        return {n: (p, own[n.replace(".ref.", ".default.")]) for n, p in own.items() if ".ref." in n}
+        pairs = {}
+        for name, parameter in own.items():
+            parts = name.split(".")  # `ref` stands in the middle of a name, or at its end (embeddings)
+            if "ref" in parts:
+                pairs[name] = parameter, own[".".join("default" if part == "ref" else part for part in parts)]
+        return pairs
 
     @torch.no_grad()
     def _copy_policy_to_reference(self):
@@ -458,16 +566,19 @@ class SCoReTrainer(RLOOTrainer):
     # ------------------------------------------------------------------ log-probs and loss
 
     def _forward(self, model: nn.Module, batch: dict[str, torch.Tensor]):
-        """Log-probs of the tokens of all attempts, of shape `(B, L - 1)`; elsewhere they are 0."""
+        """Log-probs and entropies of the attempts' tokens, of shape `(B, L - 1)` and 0 elsewhere; and the MoE loss."""
         labels = batch["input_ids"].masked_fill(batch["turn_ids"] == 0, -100)  # the LM head skips the rest
         with self.accelerator.autocast():
-            return model(
+            outputs = model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 labels=labels,
                 fused_lm_head=True,
                 **({"output_router_logits": True} if self.aux_loss_enabled else {}),
             )
+        n_positions = labels.size(1) - 1  # prompt learning puts tokens before the row
+        entropy = None if outputs.entropy is None else outputs.entropy[:, -n_positions:]
+        return outputs.log_probs[:, -n_positions:], entropy, outputs.aux_loss if self.aux_loss_enabled else None
 
     def _in_chunks(self, model: nn.Module, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
         names = ("input_ids", "attention_mask", "turn_ids")
@@ -475,7 +586,7 @@ class SCoReTrainer(RLOOTrainer):
             {name: batch[name][start : start + n_rows] for name in names}
             for start in range(0, batch["input_ids"].size(0), n_rows)
         ]
-        return torch.cat([self._forward(model, chunk).log_probs for chunk in chunks])
+        return torch.cat([self._forward(model, chunk)[0] for chunk in chunks])
 
     def _reference_log_probs(self, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
         if self.ref_model is not None:
@@ -485,8 +596,8 @@ class SCoReTrainer(RLOOTrainer):
             return self._in_chunks(self.model, batch, n_rows)
 
     def _compute_loss(self, model, inputs):
-        outputs = self._forward(model, inputs)
-        log_probs, turn_ids = outputs.log_probs, inputs["turn_ids"][:, 1:]
+        log_probs, entropy, aux_loss = self._forward(model, inputs)
+        turn_ids = inputs["turn_ids"][:, 1:]
         ref_log_probs = inputs.get("ref_log_probs")
         loss = multi_turn_loss(
             log_probs,
@@ -501,15 +612,15 @@ class SCoReTrainer(RLOOTrainer):
         ).mean()
         mode = "train" if self.model.training else "eval"
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._record_loss(mode, log_probs.detach(), ref_log_probs, outputs.entropy.detach(), turn_ids)
+            loss = loss + self.router_aux_loss_coef * aux_loss
+        self._record_loss(mode, log_probs.detach(), ref_log_probs, entropy.detach(), inputs)
         return loss
 
     # ------------------------------------------------------------------ metrics
 
     @torch.no_grad()
-    def _record_loss(self, mode, log_probs, ref_log_probs, entropy, turn_ids):
-        n_turns = self.args.turns
+    def _record_loss(self, mode, log_probs, ref_log_probs, entropy, inputs):
+        n_turns, turn_ids = self.args.turns, inputs["turn_ids"][:, 1:]
         n_tokens = turn_sums(torch.ones_like(log_probs), turn_ids, n_turns)
         n_attempts = (n_tokens > 0).float()
         kl = torch.zeros_like(n_tokens)
@@ -524,6 +635,11 @@ class SCoReTrainer(RLOOTrainer):
                 if ref_log_probs is not None:
                     self._count(mode, f"kl/t{turn + 1}", kl[turn], n_attempts[turn])
                 self._count(mode, f"entropy/t{turn + 1}", entropy[turn], n_tokens[turn])
+        if "old_turn_log_probs" in inputs:
+            ratio = (turn_sums(log_probs, turn_ids, n_turns) - inputs["old_turn_log_probs"]).exp()
+            clipped = ((ratio < 1 - self.epsilon_low) | (ratio > 1 + self.epsilon_high)).float().sum(0)
+            for turn, count in enumerate(self.accelerator.reduce(clipped, reduction="sum").tolist()):
+                self._count(mode, f"clip_ratio/t{turn + 1}", count, n_attempts[turn])
         if mode == "train" and ref_log_probs is not None:
             self._first_attempt_kl[0] += kl[0]
             self._first_attempt_kl[1] += n_attempts[0]
@@ -536,8 +652,13 @@ class SCoReTrainer(RLOOTrainer):
         # Means over all tokens or attempts since the last log, however they were split into batches
         mode = "train" if self.model.training else "eval"
         for name, (total, count) in self._sums[mode].items():
-            self._metrics[mode][name] = [total / count]
+            if count:
+                self._metrics[mode][name] = [total / count]
         self._sums[mode].clear()
+        steps = self._metrics[mode].get("step_time")
+        if steps:  # forward, backward and the optimizer: the rest of the step
+            other = sum(sum(self._metrics[mode][f"time/{n}"]) for n in ("generation", "rewards", "reference"))
+            self._metrics[mode]["time/training"] = [(sum(steps) - other) / len(steps)]
         super().log(logs, start_time)
 
     @torch.no_grad()
@@ -556,7 +677,9 @@ class SCoReTrainer(RLOOTrainer):
         for turn in range(n_turns):
             add(f"acc@t{turn + 1}", right[:, turn])
             add(f"reward/t{turn + 1}", rewards[:, turn])
-            add(f"advantage/t{turn + 1}", advantages[:, turn].abs())
+            add(f"abs_advantage/t{turn + 1}", advantages[:, turn].abs())
+            groups = advantages[:, turn].view(-1, self.num_generations if mode == "train" else 1)
+            add(f"frac_reward_zero_std/t{turn + 1}", (groups == 0).all(1).float())  # prompts that teach nothing
             for i, name in enumerate(self.reward_func_names):
                 add(f"rewards/{name}/t{turn + 1}", rewards_per_func[turn][:, i])
         if n_turns > 1:
@@ -608,8 +731,9 @@ class SCoReTrainer(RLOOTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
-        Measure greedy and sampled (at `temperature`) attempts on the evaluation dataset with
-        [`~correction_trl.evaluation.evaluate_attempts`]. The sampled metrics end in `/sampled`.
+        Measure greedy and sampled attempts on the evaluation dataset with
+        [`~correction_trl.evaluation.evaluate_attempts`]. The sampled metrics end in `/sampled`; samples are drawn at
+        `temperature` from the whole distribution (`top_p`, `top_k` and `generation_kwargs` are training's alone).
 
         Returns:
             `dict[str, float]`: the means, logged and usable as `metric_for_best_model` (`eval_acc@t2`).
@@ -630,7 +754,10 @@ class SCoReTrainer(RLOOTrainer):
             found = self.evaluate_attempts(dataset, temperature).metrics
             metrics.update({f"{metric_key_prefix}_{name}{ending}": value["mean"] for name, value in found.items()})
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        was_training = self.model.training
+        self.model.eval()  # `log` adds the metrics of training to entries of training
         self.log(metrics)
+        self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -662,6 +789,7 @@ class SCoReTrainer(RLOOTrainer):
                 "batch_size": self.args.per_device_eval_batch_size,
                 "seed": self.args.seed,
                 "threshold": self.args.correct_threshold,
+                "template_kwargs": self.chat_template_kwargs,
                 **kwargs,
             },
         )
@@ -669,7 +797,10 @@ class SCoReTrainer(RLOOTrainer):
     def _value(self, prompts, completions, **columns) -> list[float | None]:
         """The weighted sum of the reward functions, as one value function."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        values = [call_value_function(function, prompts, texts, columns) for function in self.reward_funcs]
+        values = [
+            call_value_function(self._as_trl_calls(function), prompts, texts, columns)
+            for function in self.reward_funcs
+        ]
         weights = self.reward_weights.tolist()
         totals = []
         for row in zip(*values, strict=True):
@@ -684,7 +815,12 @@ class SCoReTrainer(RLOOTrainer):
         if not self.accelerator.is_main_process or self.args.save_only_model:
             return
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        state = {"stage": self._stage, "beta_2": self._beta_2, "first_attempt_kl": self._first_attempt_kl}
+        state = {
+            "stage": self._stage,
+            "max_steps": self.state.max_steps,
+            "beta_2": self._beta_2,
+            "first_attempt_kl": self._first_attempt_kl,
+        }
         (folder / "score_state.json").write_text(json.dumps(state))
         if self.args.reference == "stage_1" and self._needs_reference:
             reference = {name: parameter for name, (parameter, _) in self._reference_parameters().items()}
@@ -694,12 +830,24 @@ class SCoReTrainer(RLOOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not (Path(checkpoint) / "score_state.json").is_file():
+        if checkpoint is None:
             return
-        state = json.loads((Path(checkpoint) / "score_state.json").read_text())
-        self._stage, self._beta_2 = state["stage"], state["beta_2"]
-        self._first_attempt_kl = state["first_attempt_kl"]
-        if (Path(checkpoint) / "reference.safetensors").is_file():
-            saved = load_file(Path(checkpoint) / "reference.safetensors")
+        state_file, reference_file = (
+            Path(checkpoint) / name for name in ("score_state.json", "reference.safetensors")
+        )
+        keeps_reference = self.args.reference == "stage_1" and self._needs_reference
+        missing = [file.name for file in (state_file, reference_file) if not file.is_file()]
+        if keeps_reference and missing or state_file.name in missing and self.args.first_attempt_kl_target is not None:
+            raise BadInput(
+                f"{checkpoint} lacks {missing[0]}, so the reference and beta_2 of its run are unknown; resume from "
+                "another checkpoint."
+            )
+        if state_file.name in missing:
+            return
+        state = json.loads(state_file.read_text())
+        self._stage, self._max_steps_before = state["stage"], state["max_steps"]
+        self._beta_2, self._first_attempt_kl = state["beta_2"], state["first_attempt_kl"]
+        if keeps_reference:
+            saved = load_file(reference_file)
             for name, (parameter, _) in self._reference_parameters().items():
                 parameter.data = saved[name].to(parameter.device, parameter.dtype)

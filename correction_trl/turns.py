@@ -40,7 +40,8 @@ class FollowUp:
         stop_ids (`Sequence[int]`):
             From [`~correction_trl.tokenization.stop_token_ids`].
         conversational (`bool`):
-            Whether prompts are lists of messages. After a plain prompt, the message stands between blank lines.
+            Whether prompts are lists of messages. After a plain prompt the attempt stays as it was sampled, stop token
+            included, and the message follows between blank lines.
         chat_template_kwargs (`dict`, *optional*):
             Passed to the chat template.
 
@@ -182,7 +183,8 @@ def sample_attempts(
     stop_ids = generation_config.eos_token_id
     stop = torch.tensor([stop_ids] if isinstance(stop_ids, int) else list(stop_ids), device=model.device)
     pad_token_id = generation_config.pad_token_id
-    cacheable = n_turns > 1 and model_inputs is None and unsupported_reason(model) is None
+    cacheable = n_turns > 1 and model_inputs is None and generation_config.cache_implementation is None
+    cacheable = cacheable and unsupported_reason(model) is None
     cache = DynamicCache(config=model.config) if cacheable else None
     # A sliding window would count the padding inside the rows
     with_cache = cache is not None and not any(layer.is_sliding for layer in cache.layers)

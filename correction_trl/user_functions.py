@@ -145,6 +145,8 @@ def call_value_function(
 
     try:
         values = call(range(len(responses)))
+    except BadInput:
+        raise
     except Exception as error:
         row = _first_row_that_raises(call, len(responses))
         where = f"row {row} of the batch (response {responses[row]!r:.200})" if row is not None else "the batch"

@@ -110,13 +110,13 @@ def share_of_digits(completions, **columns):
 
 
 class FixedRollouts(SCoReTrainer):
-    def _sample_attempts(self, prompt_ids, n_turns, with_reference=False):
+    def _sample_attempts(self, prompt_ids, follow_ups_of, n_turns, with_reference=False):
         attempts = [[], []]
         for i, ids in enumerate(prompt_ids):
             choose = random.Random(f"{ids}/{i % 4}")
             for turn in attempts:
                 turn.append([choose.randint(6, 40) for _ in range(choose.randint(1, 6))] + [2])
-        return attempts, [[self._follow_up(ids, self.args.instruction) for ids in attempts[0]]]
+        return attempts, [[follow_ups_of[0](ids, self.args.instruction) for ids in attempts[0]]]
 
 
 args = SCoReConfig(

@@ -61,7 +61,7 @@ def test_no_arguments_leave_model_metrics_card_and_pictures(launch, capsys):
 
 @pytest.mark.parametrize("baseline", ["single_turn", "without_stage_1", "without_bonus"])
 def test_baselines_are_settings(launch, baseline):
-    out = launch(f"--config {CONFIGS / baseline}.yaml --output_dir out --max_steps 1")
+    out = launch(f"--config {CONFIGS / baseline}.yaml --output_dir out --max_steps 2")
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["before"].keys() == metrics["after"].keys() >= KEYS
     config = metrics["config"]
@@ -106,7 +106,7 @@ def test_one_row_is_enough(launch, tmp_path):
         '{"prompt": [{"role": "user", "content": "000000000001+000000000001="}], "answer": "0000000000002"}\n'
     )
     out = launch(
-        f"--dataset_name {tmp_path / 'data.jsonl'} --reward_funcs correction_trl.embedded:exact_match --max_steps 1"
+        f"--dataset_name {tmp_path / 'data.jsonl'} --reward_funcs correction_trl.embedded:exact_match --max_steps 2"
         " --num_generations 4 --per_device_train_batch_size 4"
     )
     assert json.loads((out / "metrics.json").read_text())["after"] == {}

@@ -1,13 +1,18 @@
 """SCoRe's trainer: what is in the loss, the stages, rewards, resuming, adapters, and its hold on TRL."""
 
+import copy
 import inspect
+import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_args
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -33,13 +38,14 @@ def make_trainer(tmp_path, tiny_model):
         dataset, reward_funcs=share_of_digits, model=None, peft_config=None, quantization_config=None, **settings
     ):
         settings = {"instruction": INSTRUCTION, "num_generations": 4, "per_device_train_batch_size": 8, **settings}
-        eval_dataset = settings.pop("eval_dataset", None)
+        eval_dataset, processing_class = (settings.pop(name, None) for name in ("eval_dataset", "processing_class"))
         return SCoReTrainer(
             model or tiny_model,
             reward_funcs,
             SCoReConfig(**make_args(tmp_path, **settings)),
             train_dataset=dataset,
             eval_dataset=eval_dataset,
+            processing_class=processing_class,
             peft_config=peft_config,
             quantization_config=quantization_config,
         )
@@ -74,9 +80,9 @@ def test_a_row_is_the_ids_that_were_sampled_and_only_attempts_are_in_the_loss(
     sampled = {}
     roll_out = trainer._roll_out
 
-    def record(prompt_ids, offline):
+    def record(prompt_ids, follow_ups_of, offline):
         sampled["prompts"] = prompt_ids
-        sampled["attempts"], sampled["follow_ups"] = roll_out(prompt_ids, offline)
+        sampled["attempts"], sampled["follow_ups"] = roll_out(prompt_ids, follow_ups_of, offline)
         return sampled["attempts"], sampled["follow_ups"]
 
     monkeypatch.setattr(trainer, "_roll_out", record)
@@ -97,8 +103,9 @@ def test_a_row_is_the_ids_that_were_sampled_and_only_attempts_are_in_the_loss(
         if turns > 1:
             assert INSTRUCTION in trainer._tokenizer.decode(sampled["follow_ups"][0][i])
     # A token's probability cannot move the loss unless it belongs to an attempt
-    outputs = trainer._forward(trainer.model, batch)
-    assert not outputs.log_probs[batch["turn_ids"][:, 1:] == 0].any()
+    log_probs, entropy, _ = trainer._forward(trainer.model, batch)
+    assert not log_probs[batch["turn_ids"][:, 1:] == 0].any()
+    assert not entropy[batch["turn_ids"][:, 1:] == 0].any()
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
@@ -222,7 +229,22 @@ def test_both_stages_in_one_run(make_trainer, plain_prompts):
         assert bonus == pytest.approx(0.0 if stage == 1 else 10 * (r2 - r1), abs=1e-5)
 
 
-@pytest.mark.parametrize("adapter", [False, True])
+@given(st.integers(1, 400), st.integers(1, 6), st.floats(0.01, 0.99))
+def test_every_round_has_its_share_of_stage_1(max_steps, n_rounds, fraction):
+    config = SCoReConfig(**make_args(Path("unused"), num_generations=4, n_rounds=n_rounds, stage_1_fraction=fraction))
+    stages = [config.stage_at(step, max_steps) for step in range(max_steps)]
+    edges = [-(-i * max_steps // n_rounds) for i in range(n_rounds + 1)]
+    for start, end in itertools.pairwise(edges):
+        n_stage_1 = round(fraction * (end - start))
+        assert stages[start:end] == [1] * n_stage_1 + [2] * (end - start - n_stage_1)
+
+
+def test_a_run_too_short_for_its_stages_is_refused_before_the_first_step(make_trainer, plain_prompts):
+    with pytest.raises(BadInput, match="2 steps are too few for 2 rounds"):
+        make_trainer(plain_prompts, max_steps=2, n_rounds=2).train()
+
+
+@pytest.mark.parametrize("adapter", [False, True, "embeddings"])
 def test_the_reference_of_stage_2(make_trainer, plain_prompts, adapter):
     """At the first step of Stage II the policy is the Stage I policy: its KL is 0 if that is the reference."""
     kl = {}
@@ -232,7 +254,11 @@ def test_the_reference_of_stage_2(make_trainer, plain_prompts, adapter):
             reference=reference,
             max_steps=4,
             learning_rate=2e-2,
-            peft_config=LoraConfig(r=4, target_modules="all-linear") if adapter else None,
+            peft_config={
+                False: None,
+                True: LoraConfig(r=4, target_modules="all-linear"),
+                "embeddings": LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]),
+            }[adapter],
         )
         trainer.train()
         kl[reference] = logged(trainer, "kl/t2")
@@ -254,29 +280,34 @@ def test_beta_2_adapts_to_its_target(make_trainer, plain_prompts):
     assert logged(high, "beta_2") == pytest.approx([0.1 * 0.9 ** max(i, 0) for i in range(6)], rel=1e-3)
     assert logged(fixed, "beta_2") == [0.1] * 6
     assert max(logged(low, "beta_2")) > 0.1
+    high._beta_2 = 0.7  # what is adapted (by 10 % here) is what the loss uses
+    assert first_batch(high)["kl_weights"].tolist() == [[pytest.approx(0.64), pytest.approx(0.01)]] * 8
 
 
-def test_offline_first_attempts_come_from_the_reference_and_are_in_no_loss(make_trainer, plain_prompts, monkeypatch):
+def test_offline_first_attempts_come_from_the_reference_and_are_in_no_loss(make_trainer, plain_prompts):
     trainer = make_trainer(plain_prompts, offline_fraction=1.0, stage="2", beta_1=0.0)
     with torch.no_grad():
         trainer.model.lm_head.weight.zero_()  # a policy whose samples would look quite different
     batch = first_batch(trainer)
     assert set(batch["turn_ids"].unique().tolist()) == {0, 2}
-    firsts = logged_first = []
-    for other in (make_trainer(plain_prompts, stage="2", beta_1=0.0),):
-        whole = first_batch(other)
-        for i in range(8):
-            ids = whole["input_ids"][i][whole["turn_ids"][i] == 1].tolist()
-            firsts.append(ids)
-    # Same seed, same reference: the first attempts are those that the untouched policy samples
-    for i, ids in enumerate(logged_first):
-        assert " ".join(map(str, ids)) in " ".join(map(str, batch["input_ids"][i].tolist()))
+    # From the same random state, the untouched policy samples what the reference does
+    rows = next(iter(trainer.get_train_dataloader()))
+    prompt_ids = [trainer._prompt_ids(row) for row in rows]
+    follow_ups_of = [trainer._follow_up_of(row) for row in rows]
+    torch.manual_seed(0)
+    attempts, _ = trainer._roll_out(prompt_ids, follow_ups_of, [True] * 8)
+    untouched = make_trainer(plain_prompts, stage="2", beta_1=0.0)
+    torch.manual_seed(0)
+    expected, _ = untouched._sample_attempts(prompt_ids, follow_ups_of, 1)
+    assert attempts[0] == expected[0]
+
     mixed = make_trainer(plain_prompts, offline_fraction=0.5, stage="2", per_device_train_batch_size=32)
     turn_ids = first_batch(mixed)["turn_ids"]
     offline = [not (row == 1).any() for row in turn_ids]
     groups = [offline[i : i + 4] for i in range(0, 32, 4)]
     assert all(len(set(group)) == 1 for group in groups)  # all rollouts of a prompt share the choice
     assert 0 < sum(offline) < 32
+    assert mixed._metrics["train"]["offline"] == [sum(offline) / 32]
 
 
 def test_the_second_attempt_learns_to_be_right(make_trainer):
@@ -301,6 +332,59 @@ def test_the_second_attempt_learns_to_be_right(make_trainer):
     first, second = logged(trainer, "acc@t1"), logged(trainer, "acc@t2")
     assert sum(second[-5:]) / 5 > sum(second[:5]) / 5 + 0.3
     assert sum(second[-5:]) / 5 > sum(first[-5:]) / 5 + 0.2
+
+
+def test_rows_with_their_own_template_arguments_keep_them_in_every_turn(make_trainer, chat_prompts, tiny_tokenizer):
+    """In training and in evaluation; a row's arguments go before the run's."""
+    rows = chat_prompts.select(range(2)).to_list()
+    rows[1]["chat_template_kwargs"] = {"mark": "b"}
+    rows[0]["chat_template_kwargs"] = {"mark": None}
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{% if add_generation_prompt %}<assistant>", "{% if add_generation_prompt %}<assistant>{{ mark or 'a' }}"
+    )
+    trainer = make_trainer(
+        Dataset.from_list(rows), stage="2", processing_class=tokenizer, per_device_train_batch_size=8
+    )
+    batch = first_batch(trainer)
+    marks = set()
+    for row in tokenizer.batch_decode(batch["input_ids"]):
+        first, second = (row.split(f"{before}<eos><assistant>")[1][0] for before in ("? ", INSTRUCTION))
+        assert first == second
+        marks.add(first)
+    assert marks == {"a", "b"}
+
+    seen = []
+    plain = make_trainer(
+        chat_prompts,
+        stage="2",
+        processing_class=tokenizer,
+        chat_template_kwargs={"mark": "c"},
+        max_completion_length=2,
+    )
+    generate = plain.model.generate
+    plain.model.generate = lambda **inputs: (
+        seen.extend(tokenizer.batch_decode(inputs["input_ids"])) or generate(**inputs)
+    )
+    plain.evaluate_attempts(chat_prompts.select(range(2)))
+    assert seen and all(text.endswith("<assistant>c") for text in seen)
+
+
+def test_generations_within_one_update_differ(make_trainer):
+    prompts = Dataset.from_list([{"prompt": "what is 1+1? "}] * 8)
+    trainer = make_trainer(prompts, stage="2", steps_per_generation=1, gradient_accumulation_steps=2, max_steps=1)
+    batches = []
+    compute_loss = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: batches.append(inputs["input_ids"]) or compute_loss(model, inputs)
+    trainer.train()
+    assert len(batches) == 2 and not (batches[0].shape == batches[1].shape and torch.equal(*batches))
+
+
+def test_used_again_rollouts_are_clipped_against_the_policy_that_sampled_them(make_trainer, plain_prompts):
+    trainer = make_trainer(plain_prompts, stage="2", num_iterations=2, max_steps=4, learning_rate=5e-2, beta_1=0.0)
+    trainer.train()
+    first_use, second_use = logged(trainer, "clip_ratio/t2")[0::2], logged(trainer, "clip_ratio/t2")[1::2]
+    assert first_use == [0.0, 0.0] and min(second_use) > 0.1
 
 
 # ---------------------------------------------------------------------------------------------- rewards
@@ -334,6 +418,44 @@ def test_several_weighted_rewards_async_and_none(make_trainer, plain_prompts):
     torch.testing.assert_close(batch["advantages"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_function_with_the_whole_signature_of_trl_logs_per_attempt_and_serves_the_evaluation(
+    make_trainer, plain_prompts
+):
+    def full(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns):
+        assert len(completion_ids) == len(completions) and trainer_state.max_steps >= 0
+        log_metric("n_letters", float(sum(map(len, completions))))
+        log_extra("letters", [len(text) for text in completions])
+        return [float("nan") if text == "0" else float(int(text) % 2) for text in columns["answer"]]
+
+    trainer = make_trainer(plain_prompts, full, reward_weights=[0.5], max_steps=2, correct_threshold=0.5)
+    trainer.train()
+    for turn in (1, 2):
+        assert len(logged(trainer, f"n_letters/t{turn}")) == 2
+        # What is rewarded with half a point is right
+        rewards = logged(trainer, f"reward/t{turn}")
+        assert logged(trainer, f"acc@t{turn}") == pytest.approx([2 * reward for reward in rewards])
+    assert not trainer._pending_metrics and not trainer._pending_extra_logs
+    found = trainer.evaluate_attempts(plain_prompts.select(range(12)))
+    assert found.per_problem["acc@t1"] == [int(text) % 2 for text in plain_prompts["answer"][:12]]
+    assert 0 < sum(found.per_problem["acc@t1"]) < 12
+
+
+def test_a_reward_that_is_infinite_is_named(make_trainer, plain_prompts):
+    def unbounded(completions, **columns):
+        return [math.inf if i == 2 else 0.0 for i in range(len(completions))]
+
+    with pytest.raises(BadInput, match="'unbounded' returned inf for rollout 2"):
+        make_trainer(plain_prompts, unbounded).train()
+
+
+def test_the_true_reason_is_reported(make_trainer, plain_prompts):
+    def fails(completions, trainer_state, **columns):
+        raise KeyError("no such table")
+
+    with pytest.raises(BadInput, match="KeyError.*no such table"):
+        make_trainer(plain_prompts, fails).train()
+
+
 def test_attempts_that_nobody_judges_have_no_advantage(make_trainer, plain_prompts):
     def sometimes(completions, **columns):
         return [None if i in (1, 5) else float(i) for i in range(len(completions))]
@@ -354,7 +476,7 @@ def test_a_reward_that_raises_names_its_row(make_trainer, plain_prompts):
         return [0.0] * len(completions)
 
     trainer = make_trainer(
-        plain_prompts.select([3]), fragile, num_generations=2, per_device_train_batch_size=2, max_steps=1
+        plain_prompts.select([3]), fragile, num_generations=2, per_device_train_batch_size=2, max_steps=2
     )
     with pytest.raises(BadInput, match=r"'fragile' raised RuntimeError on row 0.*no verdict on this"):
         trainer.train()
@@ -400,6 +522,26 @@ def test_evaluation_is_greedy_and_sampled_and_leaves_training_alone(make_trainer
             assert len(logged(runs[1], f"eval_{name}{ending}")) == 3
     metrics = runs[1].evaluate()
     assert runs[1].evaluate()["eval_acc@t1"] == metrics["eval_acc@t1"]
+    greedy, sampled = (runs[1].evaluate_attempts(held_out, temperature) for temperature in (0.0, 1.0))
+    assert metrics["eval_edit_distance_ratio"] == greedy.metrics["edit_distance_ratio"]["mean"]
+    assert metrics["eval_edit_distance_ratio/sampled"] == sampled.metrics["edit_distance_ratio"]["mean"]
+    assert greedy.per_problem["edit_distance_ratio"] != sampled.per_problem["edit_distance_ratio"]
+
+
+def test_an_evaluation_between_two_logs_takes_nothing_from_them(make_trainer, plain_prompts):
+    logs = []
+    for eval_strategy in ("no", "steps"):
+        trainer = make_trainer(
+            plain_prompts,
+            max_steps=4,
+            logging_steps=4,
+            eval_dataset=plain_prompts.select(range(2)),
+            eval_strategy=eval_strategy,
+            eval_steps=3,
+        )
+        trainer.train()
+        logs.append([logged(trainer, key) for key in ("reward/t1", "kl/t1", "lengths/t2", "entropy/t2")])
+    assert logs[0] == logs[1]
 
 
 # ---------------------------------------------------------------------------------------------- adapters, backends
@@ -454,11 +596,12 @@ def test_vllm_is_asked_once_per_attempt(make_trainer, plain_prompts):
             return prompts, [[20 + len(calls), trainer._tokenizer.eos_token_id] for _ in prompts], None, None
 
     trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, FakeVLLM(), -1
+    del trainer.generation_config  # RLOOTrainer has none with vLLM
     batch = first_batch(trainer)
     assert calls[0] == "sync" and len(calls) == 3
     eos = trainer._tokenizer.eos_token_id
     for i in range(8):
-        follow_up = trainer._follow_up([22, eos], INSTRUCTION)
+        follow_up = trainer._follow_up_of(plain_prompts[0])([22, eos], INSTRUCTION)
         assert calls[2][i] == calls[1][i] + [22, eos] + follow_up
         assert batch["input_ids"][i].tolist()[: len(calls[2][i]) + 2] == calls[2][i] + [23, eos]
 
@@ -499,8 +642,19 @@ def test_resuming_gives_the_run_that_was_not_interrupted(make_trainer, plain_pro
     assert (tmp_path / "whole" / "checkpoint-4" / "reference.safetensors").is_file() == ("reference" in kind)
 
 
+def test_a_checkpoint_without_its_state_or_of_another_length_is_refused(make_trainer, plain_prompts, tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "reference": "stage_1"}
+    make_trainer(plain_prompts, **settings).train()
+    checkpoint = tmp_path / "output" / "checkpoint-3"
+    with pytest.raises(BadInput, match="of a run of 4 steps and this run has 8"):
+        make_trainer(plain_prompts, **{**settings, "max_steps": 8}).train(resume_from_checkpoint=str(checkpoint))
+    (checkpoint / "score_state.json").unlink()
+    with pytest.raises(BadInput, match="lacks score_state.json"):
+        make_trainer(plain_prompts, **settings).train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_what_is_saved_loads_without_us(make_trainer, plain_prompts, tmp_path):
-    trainer = make_trainer(plain_prompts, max_steps=1)
+    trainer = make_trainer(plain_prompts, max_steps=2)
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
@@ -542,6 +696,8 @@ def test_bad_input_is_one_sentence(make_trainer, plain_prompts):
         make_trainer(plain_prompts, [])
     with pytest.raises(BadInput, match="not models or ids"):
         make_trainer(plain_prompts, "some/reward-model")
+    with pytest.raises(BadInput, match="is a stream"):
+        make_trainer(plain_prompts, eval_dataset=plain_prompts.to_iterable_dataset())
     with pytest.raises(BadInput, match="no rows"):
         make_trainer(plain_prompts.select([]))
     with pytest.raises(BadInput, match="no column 'prompt'"):

@@ -153,7 +153,7 @@ def test_shaped_rewards_of_the_four_outcomes():
     assert turn_returns(rewards, stage=2, alpha=10.0)[:, 1].tolist() == [11.0, 1.0, 0.0, -10.0]
     assert turn_returns(rewards, stage=2, alpha=10.0)[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert turn_returns(rewards, stage=1, alpha=10.0).tolist() == [[0, 1], [0, 1], [0, 0], [0, 0]]
-    # gamma = 0.8: the first attempt also gets 0.8 of what the second is given
+    # gamma = 0.5, alpha = 1: the second attempt is given 1 + 1, and the first gets half of that
     assert turn_returns(rewards, stage=2, alpha=1.0, gamma=0.5)[0].tolist() == [1.0, 2.0]
     with pytest.raises(ValueError, match="stage"):
         turn_returns(rewards, stage=3, alpha=1.0)
@@ -203,7 +203,7 @@ def test_leave_one_out_is_a_loop(case):
     assert (sums[judged].abs() < 1e-8).all()
 
 
-def test_unjudged_attempts_are_in_no_loss_and_no_baseline():
+def test_unjudged_attempts_have_no_advantage_and_are_in_no_baseline():
     rewards = torch.tensor([[1.0, 1.0], [0.0, float("nan")], [float("nan"), 1.0], [0.0, 0.0]])
     advantages = leave_one_out(turn_returns(rewards, stage=2, alpha=10.0), 4)
     assert advantages[1, 1] == 0 and advantages[2, 0] == 0
