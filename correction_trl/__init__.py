@@ -10,13 +10,29 @@ __version__ = "0.1.0"
 _MODULES = {
     "CorrectionOptimizationConfig": "correction_optimization_config",
     "CorrectionOptimizationTrainer": "correction_optimization_trainer",
+    "CorrectorSFTConfig": "corrector_sft_config",
+    "CorrectorSFTTrainer": "corrector_sft_trainer",
+    "SCoReConfig": "score_config",
+    "SCoReTrainer": "score_trainer",
 }
 
-__all__ = ["CorrectionOptimizationConfig", "CorrectionOptimizationTrainer", "__version__"]
+__all__ = [
+    "CorrectionOptimizationConfig",
+    "CorrectionOptimizationTrainer",
+    "CorrectorSFTConfig",
+    "CorrectorSFTTrainer",
+    "SCoReConfig",
+    "SCoReTrainer",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .correction_optimization_config import CorrectionOptimizationConfig
     from .correction_optimization_trainer import CorrectionOptimizationTrainer
+    from .corrector_sft_config import CorrectorSFTConfig
+    from .corrector_sft_trainer import CorrectorSFTTrainer
+    from .score_config import SCoReConfig
+    from .score_trainer import SCoReTrainer
 
 
 def __getattr__(name: str):

@@ -55,3 +55,30 @@ def exact_match(completions: list, answer: list[str], **columns: Any) -> list[fl
     """Value function: 1 if the completion is the right answer, else 0."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
+
+
+def right_digits(completions: list, answer: list[str], **columns: Any) -> list[float]:
+    """Value function: the share of the answer's digits that stand in their place, so that a response can be better
+    than another one without being right. 1 is the right answer and nothing else."""
+    values = []
+    for completion, right in zip(completions, answer, strict=True):
+        text = (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+        n_right = sum(a == b for a, b in zip(text, right, strict=False))
+        values.append(n_right / max(len(text), len(right)))
+    return values
+
+
+def marked_digits(completions: list, answer: list[str], **columns: Any) -> list[str]:
+    """Feedback function: which digits of the response are wrong, as a line with a question mark below each of them and
+    a dash below the others. It knows the answer, and does not tell it.
+
+    With its full stop it has as many tokens as the message that it takes the place of ("There might be an error in the
+    answer above. Please correct it."): the tiny model finds the digits of the response by their distance, and would
+    have to learn that anew."""
+    texts = []
+    for completion, right in zip(completions, answer, strict=True):
+        text = (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+        if len(text) != len(right):
+            text = " " * len(right)  # no digit stands in its place
+        texts.append("".join("-" if digit == one else "?" for digit, one in zip(text, right, strict=True)) + ".")
+    return texts
