@@ -410,8 +410,6 @@ class CorrectionStore:
         Raises:
             BadInput: If there are no such records, or a column holds values of different types.
         """
-        from .teachers.export import to_dataset  # slow to import, and a store has to open at once
-
         records = [record for record in self if record.status in statuses]
         if not records:
             raise BadInput(f"The store {self.path} holds no records with the status {' or '.join(statuses)}.")
@@ -449,6 +447,37 @@ class CorrectionStore:
                 yield
             except (sqlite3.Error, OSError) as error:
                 raise BadInput(f"The store {self.path} cannot be {done}: {_remedy(error, self.timeout)}") from None
+
+
+def to_dataset(records: Sequence[Correction]) -> "Dataset":
+    """
+    Records as stored pairs: columns `prompt`, `response`, `correction`, the dataset's further columns (`None` where a
+    record has none), `teacher`, `status`, `key`.
+
+    Args:
+        records (`Sequence[Correction]`):
+            Records with a correction.
+
+    Raises:
+        BadInput: If a column holds values of different types.
+    """
+    from datasets import Dataset  # slow to import, and a store has to open at once
+
+    own, origin = ("prompt", "response", "correction"), ("teacher", "status", "key")
+    names = dict.fromkeys(name for record in records for name in record.columns)
+    columns = {name: [getattr(record, name) for record in records] for name in own}
+    columns |= {
+        name: [record.columns.get(name) for record in records] for name in names if name not in (*own, *origin)
+    }
+    columns |= {name: [getattr(record, name) for record in records] for name in origin}
+    for name, values in columns.items():
+        try:
+            Dataset.from_dict({name: values})
+        except Exception as error:  # pyarrow has many
+            raise BadInput(
+                f"The column {name!r} of the corrections holds values of different types ({error})."
+            ) from None
+    return Dataset.from_dict(columns)
 
 
 def _remedy(error: Exception, timeout: float) -> str:

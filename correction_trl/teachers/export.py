@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment
 
 from ..correction_dataset import to_preference_columns
-from ..correction_store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE, Correction
+from ..correction_store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE, Correction, to_dataset
 from ..errors import BadInput
 from ..metrics import edit_ratio, summarize
 from ..report import (
@@ -129,32 +129,3 @@ def _write_parquet(dataset: Dataset, folder: Path, name: str) -> str:
         old.unlink()
     file = unfinished.rename(directory / f"corrections-{digest}.parquet")
     return file.relative_to(folder).as_posix()
-
-
-def to_dataset(records: Sequence[Correction]) -> Dataset:
-    """
-    Records as stored pairs: columns `prompt`, `response`, `correction`, the dataset's further columns (`None` where a
-    record has none), `teacher`, `status`, `key`.
-
-    Args:
-        records (`Sequence[Correction]`):
-            Records with a correction.
-
-    Raises:
-        BadInput: If a column holds values of different types.
-    """
-    own, origin = ("prompt", "response", "correction"), ("teacher", "status", "key")
-    names = dict.fromkeys(name for record in records for name in record.columns)
-    columns = {name: [getattr(record, name) for record in records] for name in own}
-    columns |= {
-        name: [record.columns.get(name) for record in records] for name in names if name not in (*own, *origin)
-    }
-    columns |= {name: [getattr(record, name) for record in records] for name in origin}
-    for name, values in columns.items():
-        try:
-            Dataset.from_dict({name: values})
-        except Exception as error:  # pyarrow has many
-            raise BadInput(
-                f"The column {name!r} of the corrections holds values of different types ({error})."
-            ) from None
-    return Dataset.from_dict(columns)
