@@ -252,7 +252,7 @@ def draw(cells, base, labels):
         plt.close(figure)
 
     corrections = {"xticks": range(4), "xlabel": "corrections"}
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, axis = plt.subplots(figsize=(6.8, 5))
     curve(axis, cells["self_correct"], "Self-Correct", color="#2b6a99")
     curve(axis, cells["feedback"], "with feedback (uses the gold answer)", color="#4d8a57")
     curve(axis, cells["self_correct"], "gated by an oracle", "oracle", color="#2b6a99", linestyle=":")
@@ -270,14 +270,14 @@ def draw(cells, base, labels):
     axis.set(**corrections)
     finish(figure, axis, "A trained corrector, and the same compute without one", "controls", "center right")
 
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, axis = plt.subplots(figsize=(6.8, 5))
     for arm, color in zip(("self_correct", "no_exploration", "uniform", "no_similarity"),
                           ("#2b6a99", "#c9742b", "#4d8a57", "#7d5fa3"), strict=True):  # fmt: skip
         curve(axis, cells[arm], ARMS[arm][1], color=color, alpha=0.85)
     axis.set(**corrections)
     finish(figure, axis, "Parts of Self-Correct left out", "ablations")
 
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, axis = plt.subplots(figsize=(6.8, 5))
     curve(axis, cells["self_correct"], "the generator of its training", color="#2b6a99")
     for (name, label), color in zip(labels.items(), ("#8a8f98", "#7d5fa3", "#c9742b", "#4d8a57"), strict=True):
         if all(name in cell for cell in cells["self_correct"]):

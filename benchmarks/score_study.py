@@ -331,12 +331,12 @@ def draw(cells):
     def mean(of_run, values):
         return [100 * statistics.fmean(column) for column in zip(*map(values, of_run), strict=True)]
 
-    def finish(figure, axes, name):
+    def finish(figure, axes, name, **legend):
         for axis in axes:
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", color="#e6e8ea")
         axes[0].set_ylabel("right (% of the problems)")
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].legend(frameon=False, fontsize=8, **legend)
         figure.tight_layout()
         figure.savefig(PICTURES / f"score_{name}.png", dpi=130)
         plt.close(figure)
@@ -364,7 +364,7 @@ def draw(cells):
     figure.savefig(PICTURES / "score_attempts.png", dpi=130)
     plt.close(figure)
 
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure, axis = plt.subplots(figsize=(6.8, 5))
     for run in COMPARED:
         if run in cells:
             of_run = [cell for cell in cells[run] if "compute" in cell]
@@ -379,7 +379,7 @@ def draw(cells):
     axis.set_xticks(sizes, sizes)
     axis.set_xlabel("samples per problem")
     axis.set_title("Majority vote", loc="left", fontsize=11, fontweight="bold")
-    finish(figure, [axis], "compute")
+    finish(figure, [axis], "compute", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), sharey=True)
     titles = {"last_attempt_shown": "the last attempt is shown", "conversation": "one conversation"}
