@@ -351,6 +351,7 @@ def metric_unit(name: str) -> str:
         name (`str`):
             Name of the metric, such as `acc@t1` or `logps/response`.
     """
+    name = name.removesuffix("/sampled")
     if name.startswith("logps/") or name in ("correction_amount", "entropy", "kl"):
         return "nats"
     if name.startswith(("acc@", "delta(", "corrections/", "responses/")):

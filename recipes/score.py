@@ -124,12 +124,11 @@ def main(script_args, training_args, model_args):
             trainer.evaluate_attempts(test_dataset, temperature, n_turns=script_args.evaluation_turns)
             for temperature in (0.0, script_args.evaluation_temperature)
         )
+        names = [name for name in greedy.metrics if not name.startswith(("tokens", "responses/"))]
+        both = {"": greedy, "/sampled": sampled}
         return Evaluation(
-            metrics={**greedy.metrics, **{f"{name}/sampled": value for name, value in sampled.metrics.items()}},
-            per_problem={
-                **greedy.per_problem,
-                **{f"{name}/sampled": values for name, values in sampled.per_problem.items()},
-            },
+            metrics={f"{name}{end}": found.metrics[name] for end, found in both.items() for name in names},
+            per_problem={f"{name}{end}": found.per_problem[name] for end, found in both.items() for name in names},
             examples=greedy.examples,
         )
 

@@ -394,10 +394,15 @@ def test_a_port_that_is_taken_is_named(store):
 
 def test_ctrl_c_ends_the_collection_in_order(store, capsys):
     pytest.importorskip("gradio", reason="the page needs Gradio (extra `human`)")
-    waiting = threading.Timer(3, _thread.interrupt_main)
-    waiting.start()
-    collect(store, sums(2), open_browser=False)
-    waiting.join()
+    # Where the tests run in the background of a shell, Python finds SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        waiting = threading.Timer(3, _thread.interrupt_main)
+        waiting.start()
+        collect(store, sums(2), open_browser=False)
+        waiting.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Stopped with 2 responses to go" in capsys.readouterr().out
 
 
