@@ -23,7 +23,7 @@ from trl.trainer.utils import pad, selective_log_softmax
 from correction_trl import SCoReConfig, SCoReTrainer
 from correction_trl.embedded import embedded_path, exact_match
 from correction_trl.generation import generate_completions
-from correction_trl.report import installed_versions
+from correction_trl.report import command_line, installed_versions
 from correction_trl.tokenization import decode, tokenize_prompt
 from correction_trl.turn_credit import leave_one_out, multi_turn_loss, turn_returns
 
@@ -172,7 +172,7 @@ def main():
         if step:
             times["ours"].append(n_tokens[:2])
             times["straightforward"].append(theirs)
-    result = {"command": "python benchmarks/score_step.py", "threads": args.threads, "rollouts": args.rollouts}
+    result = {"command": f"python {command_line()}", "threads": args.threads, "rollouts": args.rollouts}
     for side, seconds in times.items():
         generation, training = (sorted(column)[len(column) // 2] for column in zip(*seconds, strict=True))
         result[side] = {
