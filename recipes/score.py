@@ -143,6 +143,16 @@ def main(script_args, training_args, model_args):
     trainer.save_model(training_args.output_dir)
     after = evaluate("after")
 
+    stages = {
+        "1": "Stage I alone",
+        "2": "Stage II alone",
+        "both": f"{training_args.stage_1_fraction:.0%} of the steps in Stage I",
+    }[training_args.stage]
+    attempts = "one attempt per problem"
+    if training_args.turns > 1:
+        attempts = (
+            f"{training_args.turns} attempts per problem, later ones asked for with: {training_args.instruction!r}"
+        )
     if trainer.accelerator.is_main_process:
         write_report(
             output_dir,
@@ -160,12 +170,11 @@ def main(script_args, training_args, model_args):
                 "paper_title": trainer._paper["title"],
                 "paper_id": trainer._paper["id"],
                 "citation": trainer._paper["citation"],
-                "description": "The policy learns by reinforcement to correct its own answer in a second attempt, "
-                f"asked for with: {training_args.instruction!r}",
+                "description": f"The policy learns by reinforcement from {attempts}.",
                 "departures": [
                     f"{training_args.num_generations} rollouts per prompt with a leave-one-out baseline per attempt, "
-                    f"the KL by the {training_args.kl_estimator} estimator, and {training_args.stage_1_fraction:.0%} "
-                    "of the steps in Stage I: the paper does not publish its own."
+                    f"the KL by the {training_args.kl_estimator} estimator, {stages}: the paper does not publish its "
+                    "own."
                 ],
             },
             license="apache-2.0" if embedded and model_args.model_name_or_path is None else None,
