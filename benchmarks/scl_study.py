@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
-from correction_trl.embedded import embedded_path, exact_match
-from correction_trl.evaluation import evaluate_attempts
-from correction_trl.report import installed_versions
-from correction_trl.self_correction_pairs import Transcript, make_pairs, sample_transcripts
+from correction_trl.carry_addition import embedded_path, exact_match
+from correction_trl.evaluation.evaluate import evaluate_attempts
+from correction_trl.reporting.run_report import installed_versions
+from correction_trl.self_correction_dpo.pairs import Transcript, make_pairs, sample_transcripts
 
 
 ROOT = Path(__file__).parent.parent

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 from trl.trainer.utils import pad, selective_log_softmax
 
 from correction_trl import SCoReConfig, SCoReTrainer
-from correction_trl.embedded import embedded_path, exact_match
-from correction_trl.generation import generate_completions
-from correction_trl.report import command_line, installed_versions
-from correction_trl.tokenization import decode, tokenize_prompt
-from correction_trl.turn_credit import leave_one_out, multi_turn_loss, turn_returns
+from correction_trl.carry_addition import embedded_path, exact_match
+from correction_trl.policy.generation import generate_completions
+from correction_trl.policy.tokenization import decode, tokenize_prompt
+from correction_trl.reporting.run_report import command_line, installed_versions
+from correction_trl.score.turn_credit import leave_one_out, multi_turn_loss, turn_returns
 
 
 RESULTS = Path(__file__).parent.parent / "results" / "score_step.json"

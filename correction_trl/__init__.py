@@ -8,12 +8,12 @@ __version__ = "0.1.0"
 
 # Public name -> module. Loaded on first use, so that `import correction_trl` (and every `--help`) stays fast.
 _MODULES = {
-    "CorrectionOptimizationConfig": "correction_optimization_config",
-    "CorrectionOptimizationTrainer": "correction_optimization_trainer",
-    "CorrectorSFTConfig": "corrector_sft_config",
-    "CorrectorSFTTrainer": "corrector_sft_trainer",
-    "SCoReConfig": "score_config",
-    "SCoReTrainer": "score_trainer",
+    "CorrectionOptimizationConfig": "correction_optimization.correction_optimization_config",
+    "CorrectionOptimizationTrainer": "correction_optimization.correction_optimization_trainer",
+    "CorrectorSFTConfig": "corrector_sft.corrector_sft_config",
+    "CorrectorSFTTrainer": "corrector_sft.corrector_sft_trainer",
+    "SCoReConfig": "score.score_config",
+    "SCoReTrainer": "score.score_trainer",
 }
 
 __all__ = [
@@ -27,12 +27,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .correction_optimization_config import CorrectionOptimizationConfig
-    from .correction_optimization_trainer import CorrectionOptimizationTrainer
-    from .corrector_sft_config import CorrectorSFTConfig
-    from .corrector_sft_trainer import CorrectorSFTTrainer
-    from .score_config import SCoReConfig
-    from .score_trainer import SCoReTrainer
+    from .correction_optimization.correction_optimization_config import CorrectionOptimizationConfig
+    from .correction_optimization.correction_optimization_trainer import CorrectionOptimizationTrainer
+    from .corrector_sft.corrector_sft_config import CorrectorSFTConfig
+    from .corrector_sft.corrector_sft_trainer import CorrectorSFTTrainer
+    from .score.score_config import SCoReConfig
+    from .score.score_trainer import SCoReTrainer
 
 
 def __getattr__(name: str):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from .errors import BadInput
-from .user_functions import Prompt, _result, call_value_function
+from .functions import Prompt, _result, call_value_function
 
 
 def judge(
@@ -14,7 +14,7 @@ def judge(
 
     Args:
         function (`Callable`):
-            A value function, see [`~correction_trl.user_functions.call_value_function`].
+            A value function, see [`~correction_trl.functions.call_value_function`].
         prompts (`Sequence[str | list[dict]]`):
             Prompts as they stand in the dataset.
         responses (`Sequence[str]`):

@@ -69,24 +69,24 @@ class CollectionArguments:
 
 
 def main(script_args, teacher_args, model_args):
-    from correction_trl.correction_store import CorrectionStore, correction_key
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
-    from correction_trl.report import write_metrics
-    from correction_trl.scripts import as_dict, check_folders, check_push, load_split, public_name, push_folder
+    from correction_trl.functions import import_function
+    from correction_trl.recipe import as_dict, check_folders, check_push, load_split, public_name, push_folder
+    from correction_trl.reporting.corrections_dataset import write_dataset
+    from correction_trl.reporting.run_report import write_metrics
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.base import as_teacher
     from correction_trl.teachers.collection import collect, improves
     from correction_trl.teachers.console import ProgressLine, print_collection
-    from correction_trl.teachers.export import write_dataset
-    from correction_trl.teachers.sampling import sampled_responses
-    from correction_trl.user_functions import import_function
+    from correction_trl.teachers.sampled_responses import sampled_responses
+    from correction_trl.teachers.store import CorrectionStore, correction_key
 
     output_dir = Path(script_args.output_dir)
     check_folders(output_dir, None)
     embedded = script_args.dataset_name is None
     if embedded and teacher_args.teacher is None:
-        teacher_args.teacher = "correction_trl.embedded:right_answer_teacher"
+        teacher_args.teacher = "correction_trl.carry_addition:right_answer_teacher"
     by_hand = teacher_args.teacher == "human"
     teacher = make_teacher(teacher_args)
     if teacher is None and not by_hand:
@@ -173,7 +173,7 @@ def main(script_args, teacher_args, model_args):
 
 def _with_text_responses(dataset):
     """Rows with the response as text, whichever way the dataset writes it."""
-    from correction_trl.correction_dataset import message_text
+    from correction_trl.data_utils import message_text
 
     return dataset.map(lambda row: {"response": message_text(row["response"])}) if len(dataset) else dataset
 
@@ -211,13 +211,13 @@ def _ask_people(store, rows, script_args, correction_key):
 def parse_arguments(argv=None):
     from trl import ModelConfig
 
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
     from correction_trl.teachers.arguments import TeacherArguments
 
     return parse((CollectionArguments, TeacherArguments, ModelConfig), QUICKSTART, argv)
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

@@ -83,13 +83,13 @@ def main(args):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from correction_trl.corrector_prompt import template_of
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
-    from correction_trl.generation import generate_completions, sampling_config
+    from correction_trl.functions import import_function
     from correction_trl.inference.iterative import correct_iteratively
-    from correction_trl.tokenization import decode, stop_token_ids, tokenize_prompt
-    from correction_trl.user_functions import import_function
+    from correction_trl.policy.corrector_prompt import template_of
+    from correction_trl.policy.generation import generate_completions, sampling_config
+    from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
 
     functions = {
         name: import_function(getattr(args, name), name) if getattr(args, name) else None
@@ -164,6 +164,6 @@ def parse_arguments(argv=None):
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

@@ -56,12 +56,12 @@ def main(script_args, teacher_args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from correction_trl import CorrectionOptimizationTrainer
-    from correction_trl.correction_dataset import PROMPTS, dataset_kind
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
+    from correction_trl.data_utils import PROMPTS, dataset_kind
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation import evaluate_corrections
-    from correction_trl.report import write_report
-    from correction_trl.scripts import (
+    from correction_trl.evaluation.evaluate import evaluate_corrections
+    from correction_trl.functions import import_function
+    from correction_trl.recipe import (
         as_dict,
         check_folders,
         load_split,
@@ -70,9 +70,9 @@ def main(script_args, teacher_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
+    from correction_trl.reporting.run_report import write_report
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.collection import StoringTeacher
-    from correction_trl.user_functions import import_function
 
     start = time.time()
     output_dir = Path(training_args.output_dir)
@@ -82,9 +82,9 @@ def main(script_args, teacher_args, training_args, model_args):
     dataset_name = embedded_path("carry_addition") if embedded else script_args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
     if embedded and teacher_args.teacher is None:
-        teacher_args.teacher = "correction_trl.embedded:right_answer_teacher"
+        teacher_args.teacher = "correction_trl.carry_addition:right_answer_teacher"
     if embedded and script_args.value_function is None:
-        script_args.value_function = "correction_trl.embedded:exact_match"
+        script_args.value_function = "correction_trl.carry_addition:exact_match"
     if teacher_args.teacher == "human":
         raise BadInput("People cannot keep pace with a training; collect with recipes/collect_corrections.py first.")
     teacher = make_teacher(teacher_args)
@@ -203,7 +203,7 @@ def parse_arguments(argv=None):
     from trl import ModelConfig
 
     from correction_trl import CorrectionOptimizationConfig
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
     from correction_trl.teachers.arguments import TeacherArguments
 
     arguments = (CorrectionScriptArguments, TeacherArguments, CorrectionOptimizationConfig, ModelConfig)
@@ -211,6 +211,6 @@ def parse_arguments(argv=None):
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

@@ -27,7 +27,7 @@ QUICKSTART = Path(__file__).parent / "configs" / "corrector_sft" / "quickstart.y
 
 USAGE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from correction_trl.corrector_prompt import template_of
+from correction_trl.policy.corrector_prompt import template_of
 from correction_trl.inference.iterative import correct_iteratively
 
 name = "{name}"
@@ -73,12 +73,12 @@ def main(script_args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from correction_trl import CorrectorSFTTrainer
-    from correction_trl.corrector_evaluation import evaluate_corrector
-    from correction_trl.corrector_sft_trainer import POOL_FILE
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
+    from correction_trl.corrector_sft.corrector_sft_trainer import POOL_FILE
     from correction_trl.errors import BadInput
-    from correction_trl.report import CORRECTOR_SFT_PANELS, write_report
-    from correction_trl.scripts import (
+    from correction_trl.evaluation.corrector import evaluate_corrector
+    from correction_trl.functions import import_function
+    from correction_trl.recipe import (
         as_dict,
         check_folders,
         load_split,
@@ -87,7 +87,7 @@ def main(script_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.user_functions import import_function
+    from correction_trl.reporting.run_report import CORRECTOR_SFT_PANELS, write_report
 
     start = time.time()
     output_dir = Path(training_args.output_dir)
@@ -98,7 +98,7 @@ def main(script_args, training_args, model_args):
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
     generator_name = script_args.generator_name_or_path or model_name
     if embedded and script_args.value_function is None:
-        script_args.value_function = "correction_trl.embedded:right_digits"
+        script_args.value_function = "correction_trl.carry_addition:right_digits"
     if script_args.value_function is None:
         raise BadInput("`value_function` is required: `module:function` that rates responses.")
     value_function = import_function(script_args.value_function, "value_function")
@@ -222,12 +222,12 @@ def parse_arguments(argv=None):
     from trl import ModelConfig
 
     from correction_trl import CorrectorSFTConfig
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
 
     return parse((CorrectorScriptArguments, CorrectorSFTConfig, ModelConfig), QUICKSTART, argv)
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

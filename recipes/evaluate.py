@@ -27,12 +27,12 @@ from pathlib import Path
 QUICKSTART = Path(__file__).parent / "configs" / "evaluate" / "quickstart.yaml"
 
 STRATEGIES = {
-    "intrinsic": "correction_trl.inference.intrinsic:intrinsic",
-    "self_refine": "correction_trl.inference.self_refine:self_refine",
-    "gated_revision": "correction_trl.inference.gated_revision:gated_revision",
-    "proco": "correction_trl.inference.proco:proco",
-    "self_checking": "correction_trl.inference.self_checking:self_checking",
-    "with_corrector": "correction_trl.inference.with_corrector:with_corrector",
+    "intrinsic": "correction_trl.inference._intrinsic:intrinsic",
+    "self_refine": "correction_trl.inference._self_refine:self_refine",
+    "gated_revision": "correction_trl.inference._gated_revision:gated_revision",
+    "proco": "correction_trl.inference._proco:proco",
+    "self_checking": "correction_trl.inference._self_checking:self_checking",
+    "with_corrector": "correction_trl.inference._with_corrector:with_corrector",
 }
 CONTROLS = {
     "self_consistency": "correction_trl.inference.self_consistency:self_consistency",
@@ -91,7 +91,7 @@ class EvaluateArguments:
     turns: int = field(default=2, metadata={"help": "Attempts of each strategy; samples of each control."})
     instruction: str | None = field(default=None, metadata={"help": "Asks for the next attempt; default: SCoRe's."})
     check: str = field(
-        default="correction_trl.inference.gated_revision:ask_whether_right",
+        default="correction_trl.inference._gated_revision:ask_whether_right",
         metadata={"help": "`module:function` that decides, for `gated_revision`, whether to revise."},
     )
     corrector: str | None = field(default=None, metadata={"help": "Trained corrector, for `with_corrector`."})
@@ -114,21 +114,21 @@ def main(args, model_args):
 
     from accelerate import Accelerator
 
-    from correction_trl.correction_dataset import check_dataset
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
+    from correction_trl.data_utils import check_dataset
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation import evaluate_traces
-    from correction_trl.evaluation_report import write_evaluation
+    from correction_trl.evaluation.evaluate import evaluate_traces
+    from correction_trl.functions import call_value_function, import_function
+    from correction_trl.inference._solve import solve
+    from correction_trl.inference._with_corrector import Corrector
     from correction_trl.inference.answers import whole_text
     from correction_trl.inference.chat import LocalChat, load_model
     from correction_trl.inference.server_chat import ServerChat
-    from correction_trl.inference.solve import solve
     from correction_trl.inference.strategy import Problem, bind_settings
     from correction_trl.inference.trace_store import TraceStore, model_version
-    from correction_trl.inference.with_corrector import Corrector
-    from correction_trl.scripts import as_dict, check_folders, load_split, public_name, with_prompts
-    from correction_trl.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
-    from correction_trl.user_functions import call_value_function, import_function
+    from correction_trl.policy.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
+    from correction_trl.recipe import as_dict, check_folders, load_split, public_name, with_prompts
+    from correction_trl.reporting.evaluation_report import write_evaluation
 
     start = time.time()
     accelerator = Accelerator()
@@ -137,7 +137,7 @@ def main(args, model_args):
     dataset_name = embedded_path("carry_addition") if embedded else args.dataset_name
     model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
     if embedded and args.value_function is None:
-        args.value_function = "correction_trl.embedded:exact_match"
+        args.value_function = "correction_trl.carry_addition:exact_match"
     if args.value_function is None:
         raise BadInput("No `value_function` was given: nothing says which responses are right; see docs/rewards.md.")
     if args.update_card and not (Path(model_name) / "README.md").is_file():
@@ -248,12 +248,12 @@ def main(args, model_args):
 def parse_arguments(argv=None):
     from trl import ModelConfig
 
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
 
     return parse((EvaluateArguments, ModelConfig), QUICKSTART, argv)
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

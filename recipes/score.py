@@ -13,7 +13,7 @@ SCoRe: the policy learns by reinforcement to correct itself in a second attempt.
 
 Both stages in one run. Baselines are settings: `single_turn.yaml`, `without_stage_1.yaml` and `without_bonus.yaml` in
 recipes/configs/score; STaR and Pair-SFT are recipes/corrector_sft.py. Where the trainer departs from the paper
-(2409.12917) is said in its docstring: correction_trl/score_trainer.py.
+(2409.12917) is said in its docstring: correction_trl/score/score_trainer.py.
 """
 
 import time
@@ -56,11 +56,11 @@ def main(script_args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from correction_trl import SCoReTrainer
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation import Evaluation
-    from correction_trl.report import SCORE_PANELS, write_report
-    from correction_trl.scripts import (
+    from correction_trl.evaluation.evaluate import Evaluation
+    from correction_trl.functions import import_function
+    from correction_trl.recipe import (
         as_dict,
         check_folders,
         load_split,
@@ -69,7 +69,7 @@ def main(script_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.user_functions import import_function
+    from correction_trl.reporting.run_report import SCORE_PANELS, write_report
 
     start = time.time()
     output_dir = Path(training_args.output_dir)
@@ -81,7 +81,7 @@ def main(script_args, training_args, model_args):
     if script_args.reward_funcs is None:
         if not embedded:
             raise BadInput("`reward_funcs` is not set; name at least one, for example `my_rewards:is_right`.")
-        script_args.reward_funcs = ["correction_trl.embedded:exact_match"]
+        script_args.reward_funcs = ["correction_trl.carry_addition:exact_match"]
     reward_funcs = [import_function(name, "reward_funcs") for name in script_args.reward_funcs]
 
     def split(name, max_rows=None):
@@ -191,12 +191,12 @@ def parse_arguments(argv=None):
     from trl import ModelConfig
 
     from correction_trl import SCoReConfig
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
 
     return parse((SCoReScriptArguments, SCoReConfig, ModelConfig), QUICKSTART, argv)
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

@@ -82,11 +82,12 @@ def main(script_args, training_args, model_args):
     from trl.trainer.utils import create_model_from_path
 
     from correction_trl import CorrectionOptimizationTrainer
-    from correction_trl.embedded import embedded_path
+    from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
-    from correction_trl.quantization import keep_trainable_on_cpu
-    from correction_trl.report import write_report
-    from correction_trl.scripts import (
+    from correction_trl.functions import import_function
+    from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
+    from correction_trl.policy.quantization import keep_trainable_on_cpu
+    from correction_trl.recipe import (
         as_dict,
         check_folders,
         load_split,
@@ -95,9 +96,8 @@ def main(script_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.self_correction_pairs import evaluate_transcripts, make_pairs, sample_transcripts
-    from correction_trl.turns import SELF_CORRECTION_INSTRUCTION
-    from correction_trl.user_functions import import_function
+    from correction_trl.reporting.run_report import write_report
+    from correction_trl.self_correction_dpo.pairs import evaluate_transcripts, make_pairs, sample_transcripts
 
     start = time.time()
     output_dir, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
@@ -114,7 +114,7 @@ def main(script_args, training_args, model_args):
     if script_args.value_function is None:
         if not embedded:
             raise BadInput("`value_function` is not set; name what tells right answers, as 'module:function'.")
-        script_args.value_function = "correction_trl.embedded:exact_match"
+        script_args.value_function = "correction_trl.carry_addition:exact_match"
     value_function = import_function(script_args.value_function, "value_function")
     instruction = script_args.instruction or SELF_CORRECTION_INSTRUCTION
 
@@ -272,12 +272,12 @@ def parse_arguments(argv=None):
     from trl import ModelConfig
 
     from correction_trl import CorrectionOptimizationConfig
-    from correction_trl.scripts import parse
+    from correction_trl.recipe import parse
 
     return parse((SelfCorrectionScriptArguments, CorrectionOptimizationConfig, ModelConfig), QUICKSTART, argv)
 
 
 if __name__ == "__main__":
-    from correction_trl.scripts import run
+    from correction_trl.recipe import run
 
     run(main, *parse_arguments())

@@ -27,75 +27,17 @@ os.environ.update(
 os.environ.pop("HF_TOKEN", None)
 
 import datasets  # noqa: E402
+import helpers  # noqa: E402
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
 hypothesis.settings.register_profile("tests", database=None, deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("tests")
-
-ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,?+="
-SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>"]
-
-# A message is its role's token, its text and the end of the turn, whatever comes after it: the beginning of a
-# conversation is rendered as it is within the whole.
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<assistant>' if message.role == 'assistant' else '<user>' }}{{ message.content }}{{ eos_token }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character; plain text gets a `<bos>` in front, and decodes to itself."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *ALPHABET])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        additional_special_tokens=["<user>", "<assistant>"],
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def build_model(tokenizer: PreTrainedTokenizerFast, **config) -> LlamaForCausalLM:
-    """A random Llama of 23,000 parameters, initialised widely enough that its samples and greedy responses vary."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                **{
-                    "vocab_size": len(tokenizer),
-                    "hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_hidden_layers": 2,
-                    "num_attention_heads": 4,
-                    "max_position_embeddings": 512,
-                    "initializer_range": 0.3,
-                    "pad_token_id": tokenizer.pad_token_id,
-                    "bos_token_id": tokenizer.bos_token_id,
-                    "eos_token_id": tokenizer.eos_token_id,
-                    "dtype": torch.float32,
-                    **config,
-                }
-            )
-        )
 
 
 def _sums() -> list[dict[str, str]]:
@@ -116,16 +58,16 @@ def _sums() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Shared by the whole session: a test that changes it builds its own with `build_tokenizer`."""
-    return build_tokenizer()
+    """Shared by the whole session: a test that changes it builds its own with `helpers.build_tokenizer`."""
+    return helpers.build_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     """Folder of a random model and its tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_model")
-    tokenizer = build_tokenizer()
-    build_model(tokenizer).save_pretrained(folder)
+    tokenizer = helpers.build_tokenizer()
+    helpers.build_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -193,39 +135,11 @@ def transformers_serve(tmp_path_factory):
         process.wait()
 
 
-def teacher(prompts, responses, answer, **columns):
-    """Corrects a response to the right answer."""
-    return list(answer)
+@pytest.fixture
+def teacher():
+    return helpers.teacher
 
 
-def make_args(tmp_path, **overrides) -> dict:
-    """Arguments of a `CorrectionOptimizationConfig` for a fast run on a CPU."""
-    return {
-        "output_dir": str(tmp_path / "output"),
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_steps": 3,
-        "max_completion_length": 8,
-        "logging_steps": 1,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "seed": 0,
-        **overrides,
-    }
-
-
-# Both importable (`from conftest import teacher`) and fixtures
-@pytest.fixture(name="teacher")
-def _teacher():
-    return teacher
-
-
-@pytest.fixture(name="make_args")
-def _make_args():
-    return make_args
+@pytest.fixture
+def make_args():
+    return helpers.make_args

@@ -1,17 +1,11 @@
 """Two processes on a CPU do what one does: the same gradient on stored pairs, and a whole recipe run."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, launch
 
-
-ROOT = Path(__file__).parent.parent
-TWO_PROCESSES = ROOT / "recipes" / "accelerate_configs" / "two_cpu_processes.yaml"
 
 # One update on eight pairs of differing length, one of them unchanged; writes the gradient, and the losses of three
 # steps
@@ -37,17 +31,6 @@ if trainer.accelerator.is_main_process:
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
 """
-
-
-def launch(arguments, n_processes, cwd):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    launcher += ["--config_file", str(TWO_PROCESSES), "--num_processes", str(n_processes), "--main_process_port", "0"]
-    if n_processes == 1:
-        launcher = [sys.executable]
-    done = subprocess.run(launcher + arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 def test_two_processes_train_as_one(tmp_path, tiny_model, plain_pairs):

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import build_model, build_tokenizer
+from helpers import build_model, build_tokenizer
 from hub_stand_in import TOKEN, HubStandIn, run_online
 from peft import LoraConfig, get_peft_model
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "correction_optimization.py"
-PUSH = "from correction_trl.scripts import push_folder; push_folder({folder!r}, {repository!r}, {private}, None)"
+PUSH = "from correction_trl.recipe import push_folder; push_folder({folder!r}, {repository!r}, {private}, None)"
 
 # What a push takes along, and what it leaves at home
 PUSHED = ["README.md", "adapter_config.json", "adapter_model.safetensors", "metrics.json", "tokenizer.json"]
@@ -104,7 +104,7 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do_and_loses_nothing(run_fold
 
 def test_a_repository_is_created_before_the_run_or_the_refusal_is_said_then(hub):
     hub.failures["not-mine"] = ("create", 403, "you may not create repositories here")
-    command = "from correction_trl.scripts import check_push; check_push({!r}, None, None)"
+    command = "from correction_trl.recipe import check_push; check_push({!r}, None, None)"
     result = run_online([sys.executable, "-c", command.format("tester/early")], hub.endpoint)
     assert result.returncode == 0, result.stderr
     assert hub.repositories["tester/early"] == {}

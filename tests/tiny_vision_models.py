@@ -4,7 +4,7 @@ import random
 
 import datasets
 import torch
-from conftest import build_tokenizer
+from helpers import build_tokenizer
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..user_functions import call_value_function
+from ..functions import call_value_function
 from .chat import Chat
 from .strategy import Asking, Problem, Trace
 

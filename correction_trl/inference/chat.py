@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, get_quantization_config
 
 from ..errors import BadInput
-from ..generation import generate_completions, sampling_config
-from ..tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
-from ..turns import FollowUp
-from ..user_functions import Prompt
+from ..functions import Prompt
+from ..policy.attempts import FollowUp
+from ..policy.generation import generate_completions, sampling_config
+from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
 
 
 class Conversation:

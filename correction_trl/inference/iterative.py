@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..corrector_prompt import CorrectorPrompt
 from ..errors import BadInput
-from ..generation import generate_completions, sampling_config
+from ..functions import Prompt
 from ..judging import comment, judge
-from ..tokenization import (
+from ..policy.corrector_prompt import CorrectorPrompt
+from ..policy.generation import generate_completions, sampling_config
+from ..policy.tokenization import (
     check_tokenizer,
     decode,
     encode_completion,
@@ -24,7 +25,6 @@ from ..tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
-from ..user_functions import Prompt
 from .strategy import Trace
 
 

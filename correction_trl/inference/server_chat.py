@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..correction_store import CORRECTED, Correction
 from ..errors import BadInput, TeacherFailed
 from ..teachers.base import Item
 from ..teachers.server import ServerTeacher
+from ..teachers.store import CORRECTED, Correction
 from .chat import Conversation
 
 

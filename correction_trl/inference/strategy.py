@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import BadInput
-from ..user_functions import Prompt, import_function
+from ..functions import Prompt, import_function
 from .chat import Chat, Conversation
 
 

@@ -24,9 +24,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..correction_store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 from ..errors import BadInput
 from .human import TEACHER
+from .store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 
 
 _OWN_COLUMNS = ("key", "prompt", "response", "correction", "status", "annotator")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import BadInput
-from ..user_functions import import_function
+from ..functions import import_function
 
 
 @dataclass

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ..correction_store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 from ..errors import BadInput
-from ..user_functions import Prompt, call_teacher, teacher_name
+from ..functions import Prompt, call_teacher, teacher_name
+from .store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 
 
 @dataclass

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..correction_store import FAILED, STATUSES, UNPARSABLE, Correction, CorrectionStore
 from ..errors import TeacherFailed
-from ..user_functions import Prompt, call_value_function
+from ..functions import Prompt, call_value_function
 from .base import Item, as_teacher, batches, items_of, make_items
+from .store import FAILED, STATUSES, UNPARSABLE, Correction, CorrectionStore
 
 
 _CHUNK = 512  # items that are looked up, and claimed, at a time

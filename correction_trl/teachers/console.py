@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..correction_dataset import message_text
-from ..correction_store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE
+from ..data_utils import message_text
 from .collection import Progress
+from .store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE
 
 
 class ProgressLine:

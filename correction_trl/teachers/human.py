@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..correction_store import ASKED_AGAIN, CORRECTED, SKIPPED, UNCHANGED, Correction, CorrectionStore
 from ..errors import BadInput
-from ..user_functions import Prompt
+from ..functions import Prompt
+from .store import ASKED_AGAIN, CORRECTED, SKIPPED, UNCHANGED, Correction, CorrectionStore
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class HumanCollection:
     shows next. Several threads can call it, and several processes can work on the same store.
 
     Args:
-        store ([`~correction_trl.correction_store.CorrectionStore`]):
+        store ([`~correction_trl.teachers.store.CorrectionStore`]):
             Where answers go. What it has answers to is not asked again; skips are.
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, in the order in which to
@@ -46,7 +46,7 @@ class HumanCollection:
     Example:
 
     ```python
-    from correction_trl.correction_store import CorrectionStore, correction_key
+    from correction_trl.teachers.store import CorrectionStore, correction_key
     from correction_trl.teachers.human import HumanCollection
 
     key = correction_key("1 + 1 =", "3", teacher="human")
@@ -356,7 +356,7 @@ def collect(
     anywhere. Everything is in the store when this returns.
 
     Args:
-        store ([`~correction_trl.correction_store.CorrectionStore`]):
+        store ([`~correction_trl.teachers.store.CorrectionStore`]):
             Where answers go. What it has answers to is not asked again.
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, in the order in which to

@@ -13,13 +13,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..correction_store import UNPARSABLE, Correction
 from ..errors import BadInput
-from ..generation import generate_completions, sampling_config
-from ..scripts import public_name
-from ..tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..policy.generation import generate_completions, sampling_config
+from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..recipe import public_name
 from .base import Item, Keep, Teacher, batches
 from .prompting import CorrectionPrompt
+from .store import UNPARSABLE, Correction
 
 
 _WINDOW = 8  # so many batches are sorted by length together

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..correction_dataset import message_text
+from ..data_utils import message_text
 from ..errors import BadInput
-from ..tokenization import decode
+from ..policy.tokenization import decode
 from .base import Item, Keep, Teacher
 from .local import read_reply, reply_prompt_ids
 from .prompting import CorrectionPrompt

@@ -9,10 +9,10 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..correction_dataset import message_text
-from ..correction_store import CORRECTED, UNCHANGED, UNPARSABLE
+from ..data_utils import message_text
 from ..errors import BadInput
-from ..user_functions import Prompt
+from ..functions import Prompt
+from .store import CORRECTED, UNCHANGED, UNPARSABLE
 
 
 TEMPLATES = Path(__file__).parents[1] / "templates"

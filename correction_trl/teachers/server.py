@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ..correction_store import FAILED, UNPARSABLE, Correction
 from ..errors import BadInput, TeacherFailed
 from .base import Item, Keep, Teacher
 from .prompting import CorrectionPrompt
+from .store import FAILED, UNPARSABLE, Correction
 
 
 _JSON = {"Content-Type": "application/json"}

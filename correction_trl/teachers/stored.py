@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..correction_dataset import message_text
-from ..correction_store import CORRECTED, SKIPPED, UNCHANGED
+from ..data_utils import message_text
 from ..errors import BadInput
-from ..scripts import load_split
-from ..user_functions import Prompt
+from ..functions import Prompt
+from ..recipe import load_split
 from .base import Item, Keep, Teacher, batches
+from .store import CORRECTED, SKIPPED, UNCHANGED
 
 
 class StoredTeacher(Teacher):

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
 from datasets import load_dataset
+from helpers import build_model, build_tokenizer
 from misbehaving_server import FAULTS, plan, running
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from correction_trl.embedded import embedded_path, exact_match
+from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.errors import BadInput, TeacherFailed
-from correction_trl.evaluation import evaluate_attempts, evaluate_traces
+from correction_trl.evaluation.evaluate import evaluate_attempts, evaluate_traces
+from correction_trl.inference._gated_revision import gated_revision
+from correction_trl.inference._intrinsic import intrinsic
 from correction_trl.inference.chat import Conversation, LocalChat
-from correction_trl.inference.gated_revision import gated_revision
-from correction_trl.inference.intrinsic import intrinsic
 from correction_trl.inference.self_consistency import self_consistency
 from correction_trl.inference.server_chat import ServerChat
 from correction_trl.inference.strategy import Problem, Trace, run

@@ -1,7 +1,7 @@
 """Iterative correction: what the corrector is asked, when it stops, and that nothing depends on the batch."""
 
 import pytest
-from conftest import build_model
+from helpers import build_model
 
 from correction_trl.errors import BadInput
 from correction_trl.inference import iterative

@@ -8,9 +8,8 @@ import pytest
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
-from correction_trl.inference.gated_revision import gated_revision
-from correction_trl.inference.key_conditions import key_condition
-from correction_trl.inference.proco import (
+from correction_trl.inference._gated_revision import gated_revision
+from correction_trl.inference._proco import (
     EXCLUDE,
     IDENTIFY,
     PROPOSITION,
@@ -20,6 +19,7 @@ from correction_trl.inference.proco import (
     same_phrase,
     verify_by_key_condition,
 )
+from correction_trl.inference.key_conditions import key_condition
 from correction_trl.inference.strategy import Problem, run
 
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
-from correction_trl.inference.self_checking import (
+from correction_trl.inference._self_checking import (
     CHECK,
     Harmlessness,
     attack_success,

@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 from scripted_chat import ScriptedChat
 
+from correction_trl.inference._gated_revision import ask_whether_right, gated_revision, read_verdict, samples_agree
+from correction_trl.inference._intrinsic import intrinsic
+from correction_trl.inference._self_refine import FEEDBACK, REFINE, STOP_PHRASE, self_refine
 from correction_trl.inference.answers import final_answer, last_number, multiple_choice, whole_text
 from correction_trl.inference.best_of_n import best_of_n_oracle
-from correction_trl.inference.gated_revision import ask_whether_right, gated_revision, read_verdict, samples_agree
-from correction_trl.inference.intrinsic import intrinsic
 from correction_trl.inference.resample import resample
 from correction_trl.inference.self_consistency import self_consistency
-from correction_trl.inference.self_refine import FEEDBACK, REFINE, STOP_PHRASE, self_refine
 from correction_trl.inference.strategy import Problem, Trace, run
-from correction_trl.turns import SELF_CORRECTION_INSTRUCTION
+from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
 
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 ="}]

@@ -1,8 +1,8 @@
 """Value functions inside TRL's GRPOTrainer and RLOOTrainer, unchanged."""
 
 import pytest
-from conftest import build_tokenizer
 from datasets import Dataset
+from helpers import build_tokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from correction_trl.rewards import CodeTests, ConceptCoverage, FinalAnswer, MathProgram, WordListNonToxicity

@@ -1,0 +1,295 @@
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import DPOConfig
+
+from ..errors import BadInput
+from .length_prior import make_length_prior
+from .losses import LOSS_TYPES
+
+
+# Settings of DPOConfig that correction optimization does not read. Setting one is an error, not a silent no-op.
+_UNUSED_DPO_SETTINGS = {
+    "loss_weights": "use `nll_weight` for the NLL anchor",
+    "ld_alpha": "there is no length-desensitised variant here",
+    "f_divergence_type": "only the reverse KL is supported",
+    "f_alpha_divergence_coef": "only the reverse KL is supported",
+    "use_weighting": "on-policy responses need no importance weights",
+    "discopop_tau": "there is no DiscoPOP loss here",
+    "padding_free": "use `shared_prefix`, which also removes padding",
+    "truncation_mode": "only 'keep_start' is supported",
+    "pad_token": "set `tokenizer.pad_token` and pass the tokenizer as `processing_class`",
+}
+
+
+@dataclass
+class CorrectionOptimizationConfig(DPOConfig):
+    r"""
+    Configuration class for the [`CorrectionOptimizationTrainer`].
+
+    This class includes only the parameters that are specific to correction optimization. For the others (reference
+    model, truncation, dropout, ...) see [`~trl.DPOConfig`] and [`~transformers.TrainingArguments`]. Settings of
+    `DPOConfig` that have no meaning here raise an error.
+
+    Parameters:
+        > Parameters that control the loss
+
+        loss_type (`str`, *optional*, defaults to `"sigmoid"`):
+            `"linear"` (the bare amount of correction), `"sigmoid"` (DPO / CPL), `"hinge"`, `"ipo"`, `"dpop"`
+            (DPO-Positive), `"cpl"` (sigmoid with a conservative bias) or `"ddpo"` (sigmoid on scores that weight the
+            corrected tokens). See `correction_trl/correction_optimization/losses.py` for the formulas.
+        beta (`float`, *optional*, defaults to `0.1`):
+            Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ.
+        reference_free (`bool`, *optional*, defaults to `False`):
+            `True`: P = π, no reference model is loaded. `False`: P = π / π_old, π_old being the policy before training
+            (or `ref_model`, or with `sync_ref_model` a slowly following copy).
+        nll_weight (`float`, *optional*, defaults to `5.0`):
+            Weight of the NLL anchor −log π(y'|x) / |y'|, which keeps the correction's likelihood from falling together
+            with the response's. `0.0` removes it.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            ε in [0, 0.5) of conservative DPO; for `loss_type="sigmoid"` only.
+        dpop_lambda (`float`, *optional*, defaults to `50.0`):
+            λ of `loss_type="dpop"`.
+        cpl_bias (`float`, *optional*, defaults to `0.5`):
+            λ in (0, 1] of `loss_type="cpl"`: the weight of the response's term.
+        ddpo_gamma (`float`, *optional*, defaults to `5.0`):
+            γ of `loss_type="ddpo"`: the weight of a corrected token relative to a kept one.
+        length_prior (`str`, *optional*):
+            A prior l over response lengths, P(y) = π(y) l(y): `"normal"`, `"lognormal"`, `"fitted"`, or
+            `"module:function"` for a function from lengths to log-probabilities. Inside a non-linear loss it shifts
+            the margin by log l(y') − log l(y). Under the linear loss that shift is a constant; there the prior acts
+            through the sampling of y (a score-function term), so it needs on-policy responses.
+        length_prior_mean (`float`, *optional*):
+            Mean length in tokens, for `"normal"` and `"lognormal"`.
+        length_prior_std (`float`, *optional*):
+            Standard deviation of the length in tokens, for `"normal"` and `"lognormal"`.
+        length_prior_lengths (`list[int]`, *optional*):
+            Observed lengths in tokens, for `"fitted"`.
+        unchanged_pairs (`str`, *optional*, defaults to `"drop"`):
+            What to do where the teacher found nothing to correct (y' = y). `"drop"`: the pair is counted, and is in no
+            loss and no average. `"keep"`: it stays in the average and in the NLL anchor (its preference loss has no
+            gradient).
+        shared_prefix (`str` or `bool`, *optional*, defaults to `"auto"`):
+            Whether a pair is computed as one row that holds the prompt and the common prefix of y and y' once. `True`
+            fails by name on models that cannot (a batch whose mask would be too large takes two rows all the same);
+            `"auto"` uses it where it is exact and pays, and checks itself on the first batch; `False` never.
+
+        > Parameters that control on-policy responses
+
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens of a sampled response, and of a teacher's correction of it.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Nucleus sampling: the smallest set of tokens with at least this probability.
+        top_k (`int`, *optional*, defaults to `0`):
+            Number of most likely tokens to sample from; `0`: all.
+        min_p (`float`, *optional*):
+            Least probability of a token, relative to the most likely one.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Values above 1 discourage repetition.
+        generation_kwargs (`dict`, *optional*):
+            Further arguments of [`~transformers.GenerationConfig`] (or vLLM's sampling parameters).
+        generation_batch_size (`int`, *optional*):
+            Most prompts in one call of `generate`; by default all those of an update (times `max_staleness + 1`).
+        max_staleness (`int`, *optional*, defaults to `0`):
+            Most updates by which a response may lag behind the policy that it trains. `0`: every response is sampled
+            from the current policy; k: responses for k + 1 updates are sampled at once.
+        overlap_teacher (`bool`, *optional*):
+            Whether the policy trains while the teacher corrects what comes next; needs `max_staleness` of at least 1.
+            With a `max_staleness` of k, responses for (k + 1) // 2 updates (rounded down) are then sampled at once,
+            one such group ahead. By default where the teacher waits for a server. A function that waits for one
+            itself needs `True`; it then runs in another thread and must leave the random state of torch, NumPy and
+            Python alone.
+        correction_store (`str`, *optional*):
+            File in which the teacher's answers are kept: what was answered once, in this run or another one, is not
+            asked again. See [`CorrectionStore`].
+        verify_corrections (`bool`, *optional*, defaults to `False`):
+            Whether a correction counts only if the first of `reward_funcs` rates it higher than the response; others
+            are counted as missing.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Whether a pair whose response hit `max_completion_length` is left out of the loss. Such a response carries
+            no end-of-sequence token, its correction does.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print a few responses with their corrections every `logging_steps`.
+        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
+            DeepSpeed ZeRO-3: gather the weights for generation.
+
+        > Parameters that control generation by vLLM (see [`~trl.RLOOConfig`] for details)
+
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Sample with vLLM instead of transformers' `generate`. Needs `pip install correction-trl[vllm]`.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"` (same process and card) or `"server"` (started with `trl vllm-serve`).
+        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
+            `"vllm"` or `"transformers"`.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
+            Offload vLLM's weights and cache while training.
+        vllm_server_base_url (`str`, *optional*):
+            Server mode: base URL; overrides host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
+            Server mode: host.
+        vllm_server_port (`int`, *optional*, defaults to `8000`):
+            Server mode: port.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
+            Server mode: seconds to wait for the server.
+        vllm_group_port (`int`, *optional*, defaults to `51216`):
+            Server mode: port of the weight update group.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Colocate mode: share of the card's memory.
+        vllm_max_model_length (`int`, *optional*):
+            Colocate mode: context length.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`):
+            Colocate mode: tensor parallel size.
+    """
+
+    _VALID_DICT_FIELDS = DPOConfig._VALID_DICT_FIELDS + ["generation_kwargs"]
+
+    # Parameters that control the loss
+    loss_type: str = field(
+        default="sigmoid",
+        metadata={"help": "Loss of a pair.", "choices": list(LOSS_TYPES)},
+    )
+    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of every loss but the linear one."})
+    reference_free: bool = field(
+        default=False, metadata={"help": "True: P = pi. False: P = pi / pi_old, a reference policy."}
+    )
+    nll_weight: float = field(default=5.0, metadata={"help": "Weight of the NLL anchor on the correction."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Probability that a correction is no better; for `sigmoid` only."}
+    )
+    dpop_lambda: float = field(default=50.0, metadata={"help": "Penalty weight of `dpop`."})
+    cpl_bias: float = field(default=0.5, metadata={"help": "Weight of the response's term in `cpl`, in (0, 1]."})
+    ddpo_gamma: float = field(
+        default=5.0, metadata={"help": "Weight of a corrected token in `ddpo`; a kept one has 1."}
+    )
+    length_prior: str | None = field(
+        default=None, metadata={"help": "'normal', 'lognormal', 'fitted' or 'module:function'."}
+    )
+    length_prior_mean: float | None = field(default=None, metadata={"help": "Mean length of the prior, in tokens."})
+    length_prior_std: float | None = field(default=None, metadata={"help": "Standard deviation, in tokens."})
+    length_prior_lengths: list[int] | None = field(
+        default=None, metadata={"help": "Observed lengths, in tokens, for 'fitted'."}
+    )
+    unchanged_pairs: str = field(
+        default="drop",
+        metadata={"help": "Where the correction equals the response: drop or keep.", "choices": ["drop", "keep"]},
+    )
+    shared_prefix: str = field(
+        default="auto",
+        metadata={"help": "'auto', True or False: compute the common prefix of a pair once."},
+    )
+
+    # Parameters that control on-policy responses
+    max_completion_length: int = field(
+        default=256, metadata={"help": "Most tokens of a sampled response and of its correction."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling probability."})
+    top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0: all."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Least probability relative to the most likely token."}
+    )
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further generation arguments."}
+    )
+    generation_batch_size: int | None = field(
+        default=None, metadata={"help": "Most prompts in one call of `generate`; by default all of them."}
+    )
+    max_staleness: int = field(
+        default=0, metadata={"help": "Most updates by which a response may lag behind the policy."}
+    )
+    overlap_teacher: bool | None = field(
+        default=None,
+        metadata={"help": "Train while the teacher corrects what comes next; by default where it waits for a server."},
+    )
+    correction_store: str | None = field(
+        default=None, metadata={"help": "File that keeps the teacher's answers, so that none is asked for twice."}
+    )
+    verify_corrections: bool = field(
+        default=False,
+        metadata={"help": "Count only corrections that the first value function rates higher than the response."},
+    )
+    mask_truncated_completions: bool = field(
+        default=False, metadata={"help": "Leave pairs whose response was cut off out of the loss."}
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Print a few responses and their corrections every `logging_steps`."}
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the weights for generation."}
+    )
+
+    # Parameters that control generation by vLLM
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with vLLM instead of `generate`."})
+    vllm_mode: str = field(
+        default="colocate", metadata={"help": "'colocate' or 'server'.", "choices": ["colocate", "server"]}
+    )
+    vllm_model_impl: str = field(default="vllm", metadata={"help": "'vllm' or 'transformers'."})
+    vllm_enable_sleep_mode: bool = field(default=False, metadata={"help": "Offload vLLM while training."})
+    vllm_server_base_url: str | None = field(default=None, metadata={"help": "Server mode: base URL."})
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Server mode: host."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "Server mode: port."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Server mode: seconds to wait."})
+    vllm_group_port: int = field(default=51216, metadata={"help": "Server mode: port of the weight updates."})
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Colocate mode: share of the memory."})
+    vllm_max_model_length: int | None = field(default=None, metadata={"help": "Colocate mode: context length."})
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "Colocate mode: tensor parallel size."})
+
+    def __post_init__(self):
+        for name, remedy in _UNUSED_DPO_SETTINGS.items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise BadInput(f"`{name}` has no meaning for correction optimization; remove it: {remedy}.")
+        # A YAML `true` and the command line's "true" mean the same
+        self.shared_prefix = {"true": True, "false": False, "auto": "auto"}.get(str(self.shared_prefix).lower())
+        self._check()
+        loss_type = self.loss_type
+        super().__post_init__()
+        self.loss_type = loss_type  # DPOConfig makes it a list of losses; here there is one
+
+    def _check(self):
+        if self.loss_type not in LOSS_TYPES:
+            raise BadInput(f"Unknown `loss_type={self.loss_type!r}`: expected one of {', '.join(LOSS_TYPES)}.")
+        if self.shared_prefix is None:
+            raise BadInput("`shared_prefix` must be 'auto', True or False.")
+        if self.unchanged_pairs not in ("drop", "keep"):
+            raise BadInput(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
+        if not self.beta > 0:  # NaN is not
+            raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
+        if not self.nll_weight >= 0:
+            raise BadInput(f"`nll_weight={self.nll_weight}` must not be negative.")
+        if self.loss_type == "dpop" and self.reference_free:
+            raise BadInput(
+                "`loss_type='dpop'` penalises a correction that is less likely than under the reference; it needs "
+                "`reference_free=False`."
+            )
+        if self.dpop_lambda < 0:
+            raise BadInput(f"`dpop_lambda={self.dpop_lambda}` must not be negative.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise BadInput(f"`label_smoothing={self.label_smoothing}` must lie in [0, 0.5).")
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise BadInput(
+                f"`label_smoothing` belongs to `loss_type='sigmoid'`; with {self.loss_type!r} leave it at 0."
+            )
+        if not 0 < self.cpl_bias <= 1:
+            raise BadInput(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
+        if self.ddpo_gamma <= 0:
+            raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
+        if self.max_staleness < 0 or self.max_completion_length < 1:
+            raise BadInput("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
+        if self.overlap_teacher and not self.max_staleness:
+            raise BadInput(
+                "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
+                "sampled before."
+            )
+        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
+            raise BadInput("`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1.")
+        if self.generation_batch_size is not None and self.generation_batch_size < 1:
+            raise BadInput(f"`generation_batch_size={self.generation_batch_size}` must be at least 1.")
+        if self.temperature <= 0:
+            raise BadInput(
+                f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
+            )
+        make_length_prior(self.length_prior, self.length_prior_mean, self.length_prior_std, self.length_prior_lengths)

@@ -1,0 +1,1118 @@
+import contextlib
+import hashlib
+import itertools
+import math
+import textwrap
+import threading
+import time
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from transformers.utils import is_rich_available
+from trl import DPOTrainer
+from trl.distributed import DistributedBackend
+from trl.import_utils import is_vllm_available
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, use_adapter
+
+from ..data_utils import (
+    IMAGE_COLUMNS,
+    PAIR_TOKEN_COLUMNS,
+    PROMPTS,
+    check_dataset,
+    dataset_kind,
+    message_text,
+    to_preference_columns,
+)
+from ..errors import BadInput, TeacherFailed
+from ..evaluation.metrics import edit_ratio
+from ..functions import call_teacher, call_value_function
+from ..policy.generation import generate_completions
+from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.tokenization import (
+    NOT_FOR_THE_TEACHER,
+    chat_template_kwargs,
+    check_tokenizer,
+    decode,
+    encode_completion,
+    end_of_turn_token_id,
+    stop_token_ids,
+    tokenize_prompt,
+)
+from ..teachers.base import Teacher
+from ..teachers.collection import StoringTeacher
+from ..teachers.policy import PolicyTeacher
+from .correction_optimization_config import CorrectionOptimizationConfig
+from .length_prior import make_length_prior
+from .losses import (
+    cpl_loss,
+    dpop_loss,
+    edit_weighted_scores,
+    hinge_loss,
+    ipo_loss,
+    length_prior_score_term,
+    linear_loss,
+    nll_anchor,
+    sigmoid_loss,
+)
+from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
+from .shared_prefix import packed_forward, self_check, unsupported_reason
+
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class _Rollout:
+    """Responses that were sampled at one step and wait for their corrections."""
+
+    rows: list[dict[str, Any]]
+    columns: dict[str, list]  # what the teacher and the value functions get beside the prompt
+    rendered: list[tuple[str, list[int]]]  # text and ids of the prompts
+    response_ids: list[list[int]]
+    responses: list[str]
+    step: int
+    seconds: float  # that the sampling took
+
+
+class CorrectionOptimizationTrainer(DPOTrainer):
+    r"""
+    Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
+    capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
+    amount of correction
+
+    $$ \min_\pi \; \mathbb{E}\left[\log P(y|x) - \log P(y'|x)\right], \qquad P = \pi \ \text{or} \ P = \pi / \pi_{old}
+    $$
+
+    (times a length prior l in P, where one is set), as proposed by Praveen Hegde
+    ([model card](https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b)). With `loss_type="sigmoid"` and
+    the reference it is DPO ([paper](https://huggingface.co/papers/2305.18290)) with y rejected and y' chosen;
+    reference-free it is CPL ([paper](https://huggingface.co/papers/2310.13639)).
+
+    **How it departs from its source.** The linear loss has no lower bound and, on pairs that are used again, destroys
+    the policy (measured in `results/`); the default is therefore the bounded sigmoid loss with an NLL anchor on y'.
+    `loss_type="linear", nll_weight=0.0, reference_free=True` is the note's objective as written.
+
+    **Stored pairs or on-policy.** A dataset with the columns `prompt`, `response`, `correction` (or TRL's `prompt`,
+    `rejected`, `chosen`) is trained on as it is. With a `prompt` column and a `teacher`, the current policy samples
+    the responses of an update just before it, the teacher corrects them, and the loss steps, inside one run with one
+    optimizer.
+
+    **What is in the loss.** The tokens of y and y', their stop token included; never the prompt or padding. y is
+    trained as the ids that were sampled. A sampled y that hit the length limit carries no stop token (see
+    `mask_truncated_completions`). Pairs whose correction is missing or longer than the limit are counted and left out;
+    pairs with y' = y likewise, unless `unchanged_pairs="keep"`. The loss is the mean over the pairs that count, of the
+    whole update: over accumulation steps and processes, so that it does not depend on how an update is split.
+
+    **What it overrides.** Both modes need a reference policy, its log-probs, PEFT and quantization handling, and
+    tokenised pairs; only one needs sampling. `DPOTrainer` has all of the former and `RLOOTrainer`/`GRPOTrainer` only
+    the latter, tied to reward functions and to groups of at least two samples per prompt, so this class extends
+    `DPOTrainer` and adds the sampling: `_prepare_dataset`, `_set_signature_columns_if_needed`,
+    `_precompute_ref_logps`, `compute_ref_log_probs`, `get_batch_samples`, `_prepare_inputs`, `evaluate`,
+    `train`, `compute_loss`, `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler`.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+
+
+    def teacher(prompts, responses, answer, **columns):
+        return answer  # the gold answer, as the corrected response
+
+
+    trainer = CorrectionOptimizationTrainer(
+        model="data/tiny-carry-chat",
+        args=CorrectionOptimizationConfig(output_dir="out", max_completion_length=16, bf16=False),
+        train_dataset=load_dataset("data/carry_addition", split="train"),
+        teacher=teacher,
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy: a Hub id, a folder, or a loaded causal language model.
+        args ([`CorrectionOptimizationConfig`], *optional*):
+            Configuration. If `None`, a default one is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Stored pairs, or prompts (map-style only); plain text or conversational.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Likewise; prompts only where `train_dataset` holds prompts too, since they need its `teacher`.
+        teacher (`Callable` or object with a method `correct`, *optional*):
+            Gets `prompts`, `responses` (text) and the dataset's further columns; returns the corrected responses,
+            `None` where it has none. A function, or one of `correction_trl/teachers/`: with `max_staleness` of 1 or
+            more, the policy trains while a server corrects.
+        reward_funcs (`Callable` or `list[Callable]`, *optional*):
+            Value functions with TRL's signature. They are logged for y and y', and are in no loss.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            π_old. By default the policy as it is before training (with `peft_config`: the adapter off; with a
+            [`~peft.PeftModel`]: a frozen copy of its adapter).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            Tokenizer, or processor for stored pairs with images. By default loaded with the model.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            For loading `model` quantized; with `peft_config`: QLoRA.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train.
+
+    Raises:
+        BadInput: If the data, the teacher or the settings cannot work together; the message names the row, the column
+        or
+            the setting.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    _tag_names = ["trl", "correction_trl", "correction-optimization"]
+    _name = "Correction optimization"
+    _paper = {
+        "title": "Correction optimization (model card of aligned-merge-aanaphi-phi2-orage-3b)",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @misc{hegde2024correction,
+                title        = {Aligned merge aanaphi phi2 orage 3b: alignment by minimising the amount of correction},
+                author       = {Praveen Hegde},
+                year         = 2024,
+                howpublished = {https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        args: CorrectionOptimizationConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        teacher: Any = None,
+        reward_funcs: Callable | list[Callable] | None = None,
+        ref_model: PreTrainedModel | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = CorrectionOptimizationConfig(f"{model_name.split('/')[-1]}-correction-optimization")
+
+        # Everything that can be wrong with the data is said before a model is loaded.
+        if train_dataset is None:
+            raise BadInput("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
+        check_dataset(train_dataset, "train_dataset", teacher)
+        on_policy = dataset_kind(train_dataset) == PROMPTS
+        if on_policy and isinstance(train_dataset, IterableDataset):
+            raise BadInput("On-policy training needs a map-style dataset; load it with `streaming=False`.")
+        if not on_policy and teacher is not None:
+            raise BadInput(
+                "`train_dataset` holds stored corrections and a `teacher` was given as well; drop the `teacher`, or "
+                "drop the columns with the responses and corrections to train on-policy."
+            )
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in eval_datasets.items():
+            if dataset is not None:
+                check_dataset(dataset, name, teacher)
+        if on_policy and args.precompute_ref_log_probs:
+            raise BadInput(
+                "`precompute_ref_log_probs` needs stored pairs; on-policy responses do not exist before training."
+            )
+        if on_policy and args.dataloader_num_workers:
+            raise BadInput("On-policy training samples in the main process; set `dataloader_num_workers: 0`.")
+        if args.loss_type == "linear" and args.length_prior is not None and not on_policy:
+            raise BadInput(
+                "Under the linear loss a length prior on stored pairs is a constant without a gradient; use a "
+                "non-linear `loss_type`, or train on-policy."
+            )
+        if args.reference_free and ref_model is not None:
+            raise BadInput(
+                "`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`."
+            )
+        if args.reference_free and args.sync_ref_model:
+            raise BadInput("`reference_free=True` has no reference to synchronise; drop `sync_ref_model`.")
+        split_batches = args.accelerator_config.split_batches
+        if split_batches and args.per_device_train_batch_size % args.world_size:
+            raise BadInput(
+                f"With `split_batches`, `per_device_train_batch_size={args.per_device_train_batch_size}` is shared by "
+                f"{args.world_size} processes and must be a multiple of that number."
+            )
+        per_batch = args.per_device_train_batch_size * (1 if split_batches else args.world_size)
+        if (
+            args.dataloader_drop_last
+            and not isinstance(train_dataset, IterableDataset)
+            and len(train_dataset) < per_batch
+        ):
+            raise BadInput(
+                f"`train_dataset` has {len(train_dataset)} rows, fewer than one batch of {per_batch} (all "
+                "processes); with `dataloader_drop_last` nothing would be trained. Lower "
+                "`per_device_train_batch_size`."
+            )
+
+        if set(IMAGE_COLUMNS) & set(next(iter(train_dataset))):
+            if on_policy:
+                raise BadInput(
+                    "On-policy responses are sampled from text alone, and `train_dataset` has images; sample and "
+                    "correct first, and train on the stored pairs."
+                )
+            if args.loss_type == "ddpo":
+                raise BadInput(
+                    "`loss_type='ddpo'` compares token ids before the batch is made; it does not take images."
+                )
+            # DPOTrainer hands pairs with images to its collator as they are, which knows TRL's names
+            train_dataset = to_preference_columns(train_dataset)
+            if isinstance(eval_dataset, dict):
+                eval_dataset = {name: to_preference_columns(dataset) for name, dataset in eval_dataset.items()}
+            elif eval_dataset is not None:
+                eval_dataset = to_preference_columns(eval_dataset)
+
+        if args.correction_store is not None and on_policy and not isinstance(teacher, StoringTeacher):
+            teacher = StoringTeacher(teacher, args.correction_store)
+        self.teacher = teacher
+        asked = teacher.teacher if isinstance(teacher, StoringTeacher) else teacher
+        waits_for_a_server = isinstance(asked, Teacher) and asked.waits_for_a_server
+        self._overlaps = args.max_staleness > 0 and (
+            waits_for_a_server if args.overlap_teacher is None else args.overlap_teacher
+        )
+        if args.verify_corrections and not reward_funcs:
+            raise BadInput("`verify_corrections` needs a value function: pass `reward_funcs`.")
+        reward_funcs = [] if reward_funcs is None else reward_funcs
+        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        for function in self.reward_funcs:
+            if not callable(function):
+                raise BadInput(
+                    f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not model ids."
+                )
+        self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
+        self.length_prior = make_length_prior(
+            args.length_prior, args.length_prior_mean, args.length_prior_std, args.length_prior_lengths
+        )
+        self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
+        self._ready = deque()  # microbatches of sampled and corrected pairs that are waiting for their step
+        self._at_the_teacher = deque()  # before them: rollouts, the sizes of their microbatches, and their futures
+        self._n_to_skip = 0  # after a resume: microbatches of the data loader that `_ready` already covers
+        self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
+        self._examples_to_print = []
+        self._warned_displacement = False
+        self._eval_batch = 0
+
+        # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference
+        # log-probs are precomputed. Reference-free needs neither, so it is told the latter, and
+        # `_precompute_ref_logps` does nothing.
+        args.precompute_ref_log_probs = args.precompute_ref_log_probs or args.reference_free
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        if args.reference_free:
+            args.precompute_ref_log_probs = self.precompute_ref_logps = False
+            self.ref_model = None
+        if self.accelerator.device.type == "cpu":
+            keep_trainable_on_cpu(self.model)
+        self._wrap_collator()
+        self._share_prefix_where_exact()
+        self._set_up_generation()
+        if isinstance(asked, PolicyTeacher):
+            self._lend_the_policy(asked)
+
+    # ------------------------------------------------------------------ data
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        columns = next(iter(dataset)).keys()
+        conversational = isinstance(next(iter(dataset)).get("prompt"), list)
+        check_tokenizer(self._tokenizer, conversational)
+        # The functions below must not close over `self`: datasets pickles what they close over, and that holds the
+        # model
+        tokenizer, reward_funcs, max_length = self._tokenizer, self.reward_funcs, args.max_length
+        map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
+
+        if dataset_kind(dataset) == PROMPTS:
+            self._prompt_dataset_columns += [
+                column for column in columns if column not in self._prompt_dataset_columns
+            ]
+            if max_length is not None:
+                limit = max_length - args.max_completion_length
+                if limit < 1:
+                    raise BadInput(
+                        f"`max_length={max_length}` leaves no room for a prompt beside `max_completion_length="
+                        f"{args.max_completion_length}`; raise the former or lower the latter."
+                    )
+                n_rows = len(dataset)
+                dataset = dataset.filter(
+                    lambda row: (
+                        len(tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1]) <= limit
+                    ),
+                    desc=f"Checking prompt lengths of the {dataset_name} dataset",
+                    **map_kwargs,
+                )
+                self._report_dropped(
+                    n_rows - len(dataset),
+                    n_rows,
+                    dataset_name,
+                    f"their prompt is longer than `max_length` - `max_completion_length` = {limit} tokens",
+                )
+            return dataset
+
+        n_rows = len(dataset) if isinstance(dataset, Dataset) else None
+        dataset = to_preference_columns(dataset)
+        if not set(PAIR_TOKEN_COLUMNS) <= set(columns):  # pairs that were sampled come as the ids they were sampled as
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+        def pair_numbers(row):
+            # TRL has put the end-of-sequence token behind plain text; it is none of the value functions' business
+            response, correction = (
+                message_text(row[name]).removesuffix("" if isinstance(row[name], list) else tokenizer.eos_token)
+                for name in ("rejected", "chosen")
+            )
+            n_prompt, n_response = len(row["prompt_ids"]), len(row["rejected_ids"])
+            numbers = {  # all of PAIR_COLUMNS: a column of that name in the user's data must not pass for ours
+                "pair_weight": 1.0,
+                "missing": 0.0,
+                "correction_truncated": 0.0,
+                "values": [],
+                "unchanged": float(row["chosen_ids"] == row["rejected_ids"]),
+                "edit_ratio": edit_ratio(response, correction),
+                "response_truncated": float(max_length is not None and n_prompt + n_response > max_length),
+            }
+            if reward_funcs:
+                others = {
+                    key: [value]
+                    for key, value in row.items()
+                    if key
+                    not in (*NOT_FOR_THE_TEACHER, "chosen", "rejected", "prompt_ids", "chosen_ids", "rejected_ids")
+                }
+                numbers["values"] = [
+                    [
+                        _nan_if_none(call_value_function(function, [row["prompt"]], [text], others)[0])
+                        for text in (response, correction)
+                    ]
+                    for function in reward_funcs
+                ]
+            return numbers
+
+        dataset = dataset.map(pair_numbers, **map_kwargs)
+        if max_length is not None:
+            fits = dataset.filter(
+                lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]) <= max_length, **map_kwargs
+            )
+            if isinstance(dataset, Dataset):
+                self._report_dropped(
+                    n_rows - len(fits),
+                    n_rows,
+                    dataset_name,
+                    f"their prompt and correction exceed `max_length={max_length}` tokens, and a correction "
+                    "that is cut off would teach never to stop",
+                )
+            dataset = fits
+        return dataset
+
+    def _report_dropped(self, n_dropped, n_rows, dataset_name, reason):
+        if n_dropped == n_rows:
+            raise BadInput(f"No row of the {dataset_name} dataset can be used: {reason}. Raise `max_length`.")
+        if n_dropped:
+            logger.warning(f"{n_dropped} of {n_rows} rows of the {dataset_name} dataset are left out: {reason}.")
+
+    def _set_signature_columns_if_needed(self):
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            self._signature_columns = [
+                *self._signature_columns,
+                *PAIR_COLUMNS,
+                "values",
+                *self._prompt_dataset_columns,
+            ]
+
+    def _wrap_collator(self):
+        if not isinstance(self.data_collator, PairCollator):
+            self.data_collator = PairCollator(self.data_collator, self.args, self.model.config.get_text_config())
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if self.args.reference_free:
+            return dataset
+        self._wrap_collator()  # this runs inside DPOTrainer's __init__
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    # ------------------------------------------------------------------ shared prefix
+
+    def _share_prefix_where_exact(self):
+        """Whether batches may be packed at all; `_check_shared_prefix` then looks at the first one."""
+        self._shared_prefix_checked = False
+        if self.args.shared_prefix is False:
+            return
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        reasons = [unsupported_reason(model, self.args.max_length) for model in models]
+        if self._is_vision_dataset:
+            reasons.append("its pairs hold images")
+        if self.aux_loss_enabled:
+            reasons.append("its load-balancing loss would count the tokens of the common prefix once instead of twice")
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None:
+            self.data_collator.shared_prefix = self.args.shared_prefix
+        elif self.args.shared_prefix is True:
+            raise BadInput(
+                f"`shared_prefix=True` is not possible for {type(self.model).__name__}: {reason}. Set "
+                "`shared_prefix: auto` (two rows per pair)."
+            )
+        else:
+            logger.info(f"Pairs are computed in two rows: {reason}.")
+
+    def _check_shared_prefix(self, examples: list[dict[str, Any]]):
+        """Compare packed rows with two rows on the first examples of a run, on this very model."""
+        if self._shared_prefix_checked or self.data_collator.shared_prefix is False:
+            return
+        # Pairs with y' = y have no second branch: they would pass on any model
+        examples = [example for example in examples if example["chosen_ids"] != example["rejected_ids"]]
+        ready = torch.tensor(float(len(examples) > 0), device=self.accelerator.device)
+        if self.accelerator.reduce(ready, reduction="sum") < self.accelerator.num_processes:
+            return  # all processes check, or none: a sharded model's forward needs them all
+        self._shared_prefix_checked = True
+        pairs = self.data_collator.pairs(examples[: self.args.per_device_train_batch_size])
+        with self.accelerator.autocast():
+            reason = self_check(self.model, pairs, self._tokenizer.pad_token_id)
+        if reason is not None:
+            if self.args.shared_prefix is True:
+                raise BadInput(
+                    f"`shared_prefix=True` failed its check on the first batch: {reason}. Set `shared_prefix: false`."
+                )
+            self.data_collator.shared_prefix = False
+            warnings.warn(f"Pairs are computed in two rows, because {reason}.", stacklevel=2)
+
+    def _check_shared_prefix_on(self, dataset: Dataset | IterableDataset):
+        if self._shared_prefix_checked or self.data_collator.shared_prefix is False:
+            return
+        if dataset_kind(dataset) != PROMPTS:  # prompts are checked when they have become pairs
+            head = itertools.islice(dataset, 1000)
+            changed = (row for row in head if row["chosen_ids"] != row["rejected_ids"])
+            self._check_shared_prefix(list(itertools.islice(changed, self.args.per_device_train_batch_size)))
+
+    # ------------------------------------------------------------------ on-policy responses
+
+    def _set_up_generation(self):
+        args = self.args
+        generation_kwargs = {
+            "max_new_tokens": args.max_completion_length,
+            "do_sample": True,
+            "temperature": args.temperature,
+            "top_p": args.top_p,
+            "top_k": args.top_k,
+            "min_p": args.min_p,
+            "repetition_penalty": args.repetition_penalty,
+            "bos_token_id": self._tokenizer.bos_token_id,
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "eos_token_id": stop_token_ids(self._tokenizer, self.model.generation_config),
+            **(args.generation_kwargs or {}),
+        }
+        stop_ids = generation_kwargs["eos_token_id"]  # `generation_kwargs` may name another one
+        generation_kwargs["eos_token_id"] = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
+        self._generation_kwargs = generation_kwargs
+        self._distributed = DistributedBackend(self.accelerator)
+        self._vllm = None
+        if args.use_vllm and self.teacher is not None:
+            self._vllm = self._start_vllm()
+
+    def _start_vllm(self):
+        args = self.args
+        self._vllm_synced_step = -1
+        return _vllm_generation()(
+            model=self.model,
+            accelerator=self.accelerator,
+            processing_class=self.processing_class,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            server_host=args.vllm_server_host,
+            server_port=args.vllm_server_port,
+            server_timeout=args.vllm_server_timeout,
+            group_port=args.vllm_group_port,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=args.vllm_max_model_length,
+            max_num_seqs=args.per_device_train_batch_size
+            * args.gradient_accumulation_steps
+            * (args.max_staleness + 1)
+            * args.vllm_tensor_parallel_size,
+            enable_sleep_mode=args.vllm_enable_sleep_mode,
+            model_impl=args.vllm_model_impl,
+            trust_remote_code=args.trust_remote_code,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=0.0 if args.min_p is None else args.min_p,
+            repetition_penalty=args.repetition_penalty,
+            max_completion_length=args.max_completion_length,
+            logprobs=None,
+            generation_kwargs=args.generation_kwargs,
+        )
+
+    def _sample(
+        self, prompt_ids: list[list[int]], seed_name: str, policy_teacher: PolicyTeacher | None = None
+    ) -> list[list[int]]:
+        """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so
+        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was. With
+        a `policy_teacher` the reference policy answers, as that teacher wants it."""
+        if self._vllm is not None and policy_teacher is None:
+            if self._vllm_synced_step != self.state.global_step:
+                self._vllm.sync_weights()
+                self._vllm_synced_step = self.state.global_step
+            return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+        key = f"{self.args.seed}/{seed_name}/{self.accelerator.process_index}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        device = self.accelerator.device
+        was_training = self.model.training
+        generation_kwargs, adapter = self._generation_kwargs, contextlib.nullcontext()
+        if policy_teacher is not None:
+            adapter = self._adapter_off()
+            temperature = policy_teacher.sampling["temperature"]
+            generation_kwargs = {
+                **generation_kwargs,
+                "max_new_tokens": policy_teacher.max_tokens or self.args.max_completion_length,
+                "do_sample": temperature > 0,
+                "temperature": temperature or None,
+            }
+            if not temperature:
+                generation_kwargs.update(top_p=None, top_k=None, min_p=None)
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._distributed.summon_full_params(self.model_wrapped, recurse=False),
+            adapter,
+        ):
+            torch.manual_seed(seed)
+            model.eval()
+            completion_ids = generate_completions(
+                model,
+                prompt_ids,
+                GenerationConfig(**generation_kwargs, disable_compile=True),
+                batch_size=self.args.generation_batch_size,
+            )
+            model.train(was_training)
+        return completion_ids
+
+    def _lend_the_policy(self, teacher: PolicyTeacher):
+        if self._overlaps:
+            raise BadInput("`overlap_teacher`: the policy cannot correct and be trained at the same time.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise BadInput("The policy can be its own teacher only unsharded: use DDP or one process.")
+        base = Path(get_config_model_id(self.model.config) or "model").name
+
+        def name():
+            return (
+                f"{base} without adapter" if is_peft_model(self.model) else f"{base} at step {self.state.global_step}"
+            )
+
+        stop_ids = self._generation_kwargs["eos_token_id"]
+        teacher.bind(
+            lambda prompt_ids, teacher: self._sample(prompt_ids, f"teacher at {self.state.global_step}", teacher),
+            self._tokenizer,
+            stop_ids,
+            name,
+        )
+
+    def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
+        """Sample a response to each prompt and have it corrected: examples for the collator."""
+        rollout = self._sample_responses(rows, seed_name)
+        return self._pairs(rollout, self._ask_teacher(rollout), mode)
+
+    def _sample_responses(self, rows: list[dict[str, Any]], seed_name: str) -> _Rollout:
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_FOR_THE_TEACHER}
+        rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **chat_template_kwargs(row)) for row in rows]
+        start = time.perf_counter()
+        response_ids = self._sample([ids for _, ids in rendered], seed_name)
+        responses = decode(self._tokenizer, response_ids)
+        seconds = time.perf_counter() - start
+        return _Rollout(rows, columns, rendered, response_ids, responses, self.state.global_step, seconds)
+
+    def _ask_teacher(self, rollout: _Rollout) -> tuple[list[str | None], float]:
+        """Corrections, and the seconds that they took. Touches neither the model nor the trainer's state: it may run
+        in another thread."""
+        start = time.perf_counter()
+        prompts = [row["prompt"] for row in rollout.rows]
+        try:
+            corrections = call_teacher(self.teacher, prompts, rollout.responses, rollout.columns)
+        except (BadInput, TeacherFailed) as error:
+            resume = " Training can go on from the last checkpoint with `resume_from_checkpoint`."
+            saved = any(Path(self.args.output_dir).glob("checkpoint-*"))
+            raise TeacherFailed(f"Step {rollout.step}: {error}{resume if saved else ''}") from error
+        return corrections, time.perf_counter() - start
+
+    def _ask_teacher_meanwhile(self, rollout: _Rollout) -> Future:
+        """The same in a thread, one rollout after the other. The thread does not keep the process from ending."""
+        before = self._at_the_teacher[-1][2] if self._at_the_teacher else None
+        answer = Future()
+
+        def ask():
+            if before is not None:
+                before.exception()  # wait
+            try:
+                answer.set_result(self._ask_teacher(rollout))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return answer
+
+    def _pairs(self, rollout: _Rollout, answer: tuple[list[str | None], float], mode: str) -> list[dict[str, Any]]:
+        """Examples for the collator."""
+        corrections, teacher_seconds = answer
+        self._count(mode, {"time/generation": rollout.seconds, "time/teacher": teacher_seconds}, count=1)
+        rows, columns, rendered = rollout.rows, rollout.columns, rollout.rendered
+        response_ids, responses = rollout.response_ids, rollout.responses
+        prompts = [row["prompt"] for row in rows]
+
+        conversational = not isinstance(prompts[0], str)
+        stop_ids = self._generation_kwargs["eos_token_id"]
+        end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
+        values = [
+            list(
+                zip(
+                    call_value_function(function, prompts, responses, columns),
+                    call_value_function(
+                        function,
+                        prompts,
+                        [c if c is not None else r for c, r in zip(corrections, responses, strict=True)],
+                        columns,
+                    ),
+                    strict=True,
+                )
+            )
+            for function in self.reward_funcs
+        ]
+        if self.args.verify_corrections:
+            corrections = [
+                correction if correction == response or (None not in judged and judged[1] > judged[0]) else None
+                for correction, response, judged in zip(corrections, responses, values[0], strict=True)
+            ]
+        examples = []
+        for i, row in enumerate(rows):
+            response, correction = responses[i], corrections[i]
+            # With nothing to correct, or no correction, y stands in for y', so that the pair has no gradient
+            if correction is None or correction == response:
+                correction_ids = response_ids[i]
+            else:
+                correction_ids = encode_completion(
+                    self._tokenizer, row["prompt"], *rendered[i], correction, end_of_turn
+                )
+            too_long = len(correction_ids) > self.args.max_completion_length
+            truncated = not response_ids[i] or response_ids[i][-1] not in stop_ids
+            example = {
+                "prompt_ids": rendered[i][1],
+                "rejected_ids": response_ids[i],
+                "chosen_ids": correction_ids[: self.args.max_completion_length],
+                "unchanged": float(correction == response),
+                "missing": float(correction is None),
+                "edit_ratio": edit_ratio(response, correction) if correction is not None else 0.0,
+                "response_truncated": float(truncated),
+                "correction_truncated": float(too_long),
+            }
+            if too_long or correction is None or (truncated and self.args.mask_truncated_completions):
+                example["pair_weight"] = 0.0
+            if values:
+                example["values"] = [[_nan_if_none(value) for value in of_function[i]] for of_function in values]
+            examples.append(example)
+        self._examples_to_print = list(zip(prompts, responses, corrections, strict=True))[:4]
+        return examples
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
+        # All pairs of an update are sampled at once (with `max_staleness`, those of the next updates too), from the
+        # policy as it is before the update. The number of pairs that count in the update, over accumulation steps and
+        # processes, is what its loss is divided by.
+        if self._n_to_skip:
+            super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
+            self._n_to_skip = 0
+        self._check_shared_prefix_on(self.train_dataset)
+        # A group of updates is sampled at once. With overlap a second group is at the teacher while the first one
+        # trains: the last of its updates comes 2 * group - 1 <= max_staleness updates after its sampling.
+        group, enough = self.args.max_staleness + 1, num_batches
+        if self._overlaps:
+            group = group // 2
+            enough = group * num_batches + 1
+        n_waiting = len(self._ready) + sum(len(sizes) for _, sizes, _ in self._at_the_teacher)
+        seed_name = f"step {self.state.global_step}"
+        while n_waiting < enough:
+            n_to_come = self.state.max_steps - self.state.global_step - math.ceil(n_waiting / num_batches)
+            n_updates = min(group, n_to_come)
+            if n_updates <= 0:
+                break
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * n_updates, device)
+            if not batches:
+                break
+            n_waiting += len(batches)
+            if not isinstance(batches[0], list):
+                self._ready.extend(batches)
+                continue
+            rollout = self._sample_responses([row for batch in batches for row in batch], seed_name)
+            seed_name += ", ahead"
+            sizes = [len(batch) for batch in batches]
+            if self._overlaps:
+                self._at_the_teacher.append((rollout, sizes, self._ask_teacher_meanwhile(rollout)))
+            else:
+                self._make_ready(rollout, sizes, self._ask_teacher(rollout))
+        while len(self._ready) < num_batches and self._at_the_teacher:
+            self._fetch_from_the_teacher()
+        batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
+        n_pairs = sum(float(batch["pair_weight"].sum()) for batch in batch_samples)
+        n_pairs = self.accelerator.reduce(torch.tensor(n_pairs, device=device), reduction="sum")
+        return batch_samples, n_pairs
+
+    def _make_ready(self, rollout: _Rollout, sizes: list[int], answer: tuple[list[str | None], float]):
+        examples = self._pairs(rollout, answer, "train")
+        self._check_shared_prefix(examples)
+        for size in sizes:
+            self._ready.append(self.data_collator([examples.pop(0) for _ in range(size)]))
+            self._ready[-1]["sampled_at"] = torch.full((size,), float(rollout.step))
+
+    def _fetch_from_the_teacher(self):
+        rollout, sizes, answer = self._at_the_teacher[0]
+        start = time.perf_counter()
+        corrections = answer.result()  # raises what the teacher raised
+        self._count("train", {"time/waiting_for_teacher": time.perf_counter() - start}, count=1)
+        self._at_the_teacher.popleft()
+        self._make_ready(rollout, sizes, corrections)
+
+    def _prepare_inputs(self, inputs):
+        if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
+            self._eval_batch += 1
+            examples = self._roll_out(inputs, "eval", f"eval batch {self._eval_batch}")
+            self._check_shared_prefix(examples)
+            inputs = self.data_collator(examples)
+        return super()._prepare_inputs(inputs)
+
+    def evaluate(self, *args, **kwargs):
+        self._eval_batch = 0  # every evaluation sees the same random numbers
+        # An evaluation may come before the first update
+        eval_datasets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for dataset in (self.train_dataset, *eval_datasets):
+            if dataset is not None:
+                self._check_shared_prefix_on(dataset)
+        return super().evaluate(*args, **kwargs)
+
+    # ------------------------------------------------------------------ log-probs and loss
+
+    def _pair_log_probs(self, model, inputs, with_entropy: bool) -> tuple[PairLogProbs, Any]:
+        """Per-token log-probs of y and y' from one forward, and the model's output."""
+        if "shift_labels" in inputs:  # one packed row
+            outputs, index = packed_forward(model, inputs), inputs
+            n_tokens = inputs["input_ids"].size(1)
+        else:  # two rows, as TRL lays them out
+            model_inputs = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
+            if self.aux_loss_enabled and with_entropy:
+                model_inputs["output_router_logits"] = True
+            labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+            outputs = model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
+            index = two_row_index(inputs["completion_mask"])
+            n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
+
+        def tokens_of(name, per_token):
+            return gather_tokens(per_token[:, -n_tokens:], index[f"{name}_index"], index[f"{name}_mask"])
+
+        return (
+            PairLogProbs(
+                response=tokens_of("response", outputs.log_probs),
+                response_mask=index["response_mask"],
+                correction=tokens_of("correction", outputs.log_probs),
+                correction_mask=index["correction_mask"],
+                response_entropy=tokens_of("response", outputs.entropy.detach()) if with_entropy else None,
+            ),
+            outputs,
+        )
+
+    def _scores(self, log_probs: PairLogProbs, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """log P of y and of y' as the loss weighs their tokens: sums, for IPO means, for DDPO edit-weighted means."""
+        if self.args.loss_type == "ddpo":
+            gamma = self.args.ddpo_gamma
+            return (
+                edit_weighted_scores(log_probs.response, log_probs.response_mask, inputs["response_edited"], gamma),
+                edit_weighted_scores(
+                    log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma
+                ),
+            )
+        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        if self.args.loss_type == "ipo":
+            response = response / log_probs.response_mask.sum(1).clamp(min=1)
+            correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)
+        return response, correction
+
+    def _adapter_off(self):
+        """With an adapter: the base model, or the frozen copy of an adapter that was given; else nothing changes."""
+        if not is_peft_model(self.model):
+            return contextlib.nullcontext()
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        return use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None)
+
+    def _reference_log_probs(self, model, inputs) -> PairLogProbs:
+        adapter_off = self._adapter_off() if self.ref_model is None else contextlib.nullcontext()
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            adapter_off,
+            self.accelerator.autocast(),
+        ):
+            return self._pair_log_probs(model, inputs, with_entropy=False)[0]
+
+    def compute_ref_log_probs(self, model, inputs):
+        # Called by `_precompute_ref_logps`, with the model that is the reference
+        response, correction = self._scores(self._reference_log_probs(model, inputs), inputs)
+        return correction, response
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if return_outputs:
+            raise ValueError("The CorrectionOptimizationTrainer does not return outputs; set `prediction_loss_only`.")
+        args = self.args
+        log_probs, outputs = self._pair_log_probs(model, inputs, with_entropy=True)
+        response_scores, correction_scores = self._scores(log_probs, inputs)
+        reference = None
+        if not args.reference_free:
+            if self.precompute_ref_logps:
+                ref_response, ref_correction = inputs["ref_rejected_logps"], inputs["ref_chosen_logps"]
+            else:
+                reference = self._reference_log_probs(self.ref_model or self.model, inputs)
+                ref_response, ref_correction = self._scores(reference, inputs)
+            response_scores = response_scores - ref_response
+            correction_scores = correction_scores - ref_correction
+
+        n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
+        prior_gap = None
+        if self.length_prior is not None:
+            lengths = [*n_response.tolist(), *n_correction.tolist()]
+            log_prior = torch.as_tensor(self.length_prior(lengths), dtype=torch.float32).to(response_scores.device)
+            if log_prior.shape != (len(lengths),) or not log_prior.isfinite().all():
+                raise BadInput(
+                    f"`length_prior={args.length_prior!r}` must return one finite log-probability per length; for the "
+                    f"lengths {lengths} it returned {log_prior.tolist()}."
+                )
+            prior_gap = log_prior[: len(n_response)] - log_prior[len(n_response) :]
+
+        margins = correction_scores - response_scores
+        if prior_gap is not None:
+            margins = margins - prior_gap
+        if args.loss_type == "linear":
+            losses = linear_loss(response_scores, correction_scores)
+            if prior_gap is not None:
+                losses = losses + length_prior_score_term(log_probs.response.sum(1), prior_gap)
+        elif args.loss_type in ("sigmoid", "ddpo"):
+            losses = sigmoid_loss(margins, args.beta, args.label_smoothing)
+        elif args.loss_type == "hinge":
+            losses = hinge_loss(margins, args.beta)
+        elif args.loss_type == "ipo":
+            losses = ipo_loss(margins, args.beta)
+        elif args.loss_type == "dpop":
+            losses = dpop_loss(margins, correction_scores, args.beta, args.dpop_lambda)
+        elif args.loss_type == "cpl":
+            offset = 0.0 if prior_gap is None else -prior_gap
+            losses = cpl_loss(response_scores, correction_scores, args.beta, args.cpl_bias, offset)
+        if args.nll_weight:
+            losses = losses + args.nll_weight * nll_anchor(log_probs.correction, log_probs.correction_mask)
+
+        weights = inputs["pair_weight"]
+        if num_items_in_batch is None:
+            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
+        else:
+            # Distributed training averages the gradients of the processes; this divisor already counts them all
+            loss = (losses * weights).sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
+        self._record(inputs, log_probs, reference, margins.detach(), losses.detach())
+        return loss
+
+    # ------------------------------------------------------------------ metrics
+
+    @torch.no_grad()
+    def _record(self, inputs, log_probs: PairLogProbs, reference: PairLogProbs | None, margins, losses):
+        mode = "train" if self.model.training else "eval"
+        weights, missing = inputs["pair_weight"], inputs["missing"]
+        corrected = (1 - missing) * (1 - inputs["correction_truncated"])  # y' is there, and whole
+        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
+        everything = torch.ones_like(weights)
+        changed = corrected * (1 - inputs["unchanged"])
+        # name: (values, weights); each is logged as the weighted mean over the pairs of all processes since the last
+        # log
+        columns = {
+            "logps/response": (response, corrected),
+            "logps/correction": (correction, corrected),
+            "correction_amount": (response - correction, corrected),
+            "correction_edit_ratio": (inputs["edit_ratio"], corrected),
+            "margins/mean": (margins, changed),
+            "margins/accuracy": ((margins > 0).float(), changed),
+            "corrections/unchanged": (inputs["unchanged"], everything),
+            "corrections/missing": (missing, everything),
+            "corrections/truncated": (inputs["correction_truncated"], everything),
+            "corrections/in_loss": (weights, everything),
+            "responses/truncated": (inputs["response_truncated"], everything),
+            "lengths/response": (n_response.float(), everything),
+            "lengths/correction": (n_correction.float(), corrected),
+            "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
+            "tokens": (inputs["n_tokens"], everything),
+        }
+        if mode == "eval":
+            columns["loss"] = (losses, weights)
+        if reference is not None:
+            columns["kl"] = (response - reference.response.sum(1), everything)
+        if "sampled_at" in inputs:
+            columns["staleness"] = (self.state.global_step - inputs["sampled_at"], everything)
+        if "values" in inputs:
+            for i, name in enumerate(self.reward_func_names):
+                for j, kind in enumerate(("response", "correction")):
+                    values = inputs["values"][:, i, j]
+                    judged = (~values.isnan()).float() * (corrected if kind == "correction" else 1)
+                    columns[f"rewards/{name}/{kind}"] = (values.nan_to_num(), judged)
+        totals = torch.stack([torch.stack([(v * w).sum(), w.sum()]).float() for v, w in columns.values()])
+        totals = self.accelerator.reduce(totals, reduction="sum").tolist()
+        for name, (total, count) in zip(columns, totals, strict=True):
+            if name == "tokens":
+                if mode == "train":  # kept in the state, as in GRPOTrainer: a resumed run goes on counting
+                    self.state.num_input_tokens_seen += int(round(total))
+            else:
+                self._count(mode, {name: total}, count)
+
+    def _count(self, mode: str, totals: dict[str, float], count: float):
+        for name, total in totals.items():
+            self._sums[mode][name][0] += total
+            self._sums[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if mode == "eval" and "loss" in self._sums[mode]:
+            # Trainer's own average over batches counts a batch without a pair in the loss as a loss of 0
+            total, count = self._sums[mode].pop("loss")
+            logs.update({key: total / max(count, 1) for key in logs if key.endswith("_loss")})
+        if self._sums[mode]:
+            for name, (total, count) in self._sums[mode].items():
+                if count:
+                    self._metrics[mode][name] = [total / count]
+            self._metrics[mode]["num_tokens"] = [self.state.num_input_tokens_seen]
+            self._sums[mode].clear()
+        super().log(logs, start_time)
+        if mode == "train" and "logps/correction" in logs:
+            self._watch_displacement()
+            if self.args.log_completions and self.accelerator.is_main_process and self._examples_to_print:
+                self._print_examples()
+
+    def _watch_displacement(self):
+        """Warn, once, when the corrections have become clearly less likely than they were at the start."""
+        if self._warned_displacement:
+            return
+        if not math.isfinite(self.state.log_history[-1]["logps/correction"]):
+            self._warned_displacement = True
+            warnings.warn(
+                "`logps/correction` is not finite: the policy has diverged. Lower the learning rate, or use a bounded "
+                "`loss_type` with an `nll_weight`.",
+                stacklevel=2,
+            )
+            return
+        history = [entry["logps/correction"] for entry in self.state.log_history if "logps/correction" in entry]
+        window = max(3, len(history) // 5)
+        if len(history) < 2 * window:
+            return
+        start, now = history[:window], history[-window:]
+        fall = sum(start) / window - sum(now) / window
+        spread = math.sqrt(sum(_variance(values) / window for values in (start, now)))
+        if fall > 0.1 * abs(sum(start) / window) + 4 * spread:
+            self._warned_displacement = True
+            remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 5.0`"
+            warnings.warn(
+                f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} "
+                f"nats to {sum(now) / window:.2f}. The loss is pushing responses and corrections down together "
+                f"(likelihood displacement): {remedy}, lower the learning rate, or use a bounded `loss_type` such as "
+                "'sigmoid' or 'dpop'; stored pairs should not be used for more than one epoch.",
+                stacklevel=2,
+            )
+
+    def _print_examples(self):
+        if not is_rich_available():
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("prompt", "response", "correction", title=f"Step {self.state.global_step}", show_lines=True)
+        for prompt, response, correction in self._examples_to_print:
+            shown = "(unchanged)" if correction == response else "(none)" if correction is None else correction
+            table.add_row(*(str(text)[-400:].replace("[", r"\[") for text in (message_text(prompt), response, shown)))
+        Console().print(table)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def train(self, *args, **kwargs):
+        self._ready.clear()  # an earlier call may have ended before it used all of its pairs
+        self._at_the_teacher.clear()
+        self._n_to_skip = 0
+        return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        while self._at_the_teacher:
+            self._fetch_from_the_teacher()
+        super()._save_checkpoint(model, trial)
+        if self._ready and self.teacher is not None and not self.args.save_only_model:
+            # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            tensors = {
+                f"{i}/{key}": value.contiguous() for i, batch in enumerate(self._ready) for key, value in batch.items()
+            }
+            save_file(tensors, folder / self._ready_file())
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / self._ready_file()
+        if file.is_file():
+            batches = defaultdict(dict)
+            for key, tensor in load_file(file).items():
+                i, _, name = key.partition("/")
+                batches[int(i)][name] = tensor
+            self._ready.extend(batches[i] for i in sorted(batches))
+            self._n_to_skip = len(self._ready)
+
+    def _ready_file(self) -> str:
+        return f"pairs_sampled_ahead_{self.accelerator.process_index}.safetensors"
+
+
+def _vllm_generation() -> type:
+    if not is_vllm_available():
+        raise ImportError("`use_vllm=True` needs vLLM: pip install 'correction-trl[vllm]'.")
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration
+
+
+def _nan_if_none(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)

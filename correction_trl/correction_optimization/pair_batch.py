@@ -1,0 +1,203 @@
+"""A batch of pairs as the losses read it: per-token log-probs of y and y', aligned at their first token.
+
+However a batch lays its pairs out in rows (two rows per pair as in TRL's `DPOTrainer`, or one packed row, see
+`shared_prefix.py`), it carries for each sequence an index into the flattened per-token outputs of the model, of shape
+`(B, L)`, and a mask of the same shape. The losses then never see rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rapidfuzz.distance import Levenshtein
+from transformers import PretrainedConfig
+from trl.trainer.utils import pad
+
+from ..data_utils import message_text
+from ..evaluation.metrics import edit_ratio
+from .correction_optimization_config import CorrectionOptimizationConfig
+from .shared_prefix import dense_mask_fits, pack_pairs, sharing_pays
+
+
+# Per-pair numbers that travel with a batch, beside what the model needs: float tensors of shape (B,).
+PAIR_COLUMNS = ("pair_weight", "unchanged", "missing", "edit_ratio", "response_truncated", "correction_truncated")
+# What else a batch holds that is not for the model.
+NOT_FOR_THE_MODEL = {
+    *PAIR_COLUMNS,
+    "values",
+    "sampled_at",
+    "n_tokens",
+    "completion_mask",
+    "response_edited",
+    "correction_edited",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+}
+
+
+@dataclass
+class PairLogProbs:
+    """
+    Per-token log-probs of a batch of pairs, token j of a sequence in column j.
+
+    Attributes:
+        response (`torch.Tensor` of shape `(B, L)`):
+            log π of each token of y, in nats; 0 at padding.
+        response_mask (`torch.Tensor` of shape `(B, L)`):
+            1 on the tokens of y.
+        correction (`torch.Tensor` of shape `(B, L')`):
+            log π of each token of y', in nats; 0 at padding.
+        correction_mask (`torch.Tensor` of shape `(B, L')`):
+            1 on the tokens of y'.
+        response_entropy (`torch.Tensor` of shape `(B, L)`, *optional*):
+            Entropy of the policy at each token of y, in nats, without gradient.
+    """
+
+    response: torch.Tensor
+    response_mask: torch.Tensor
+    correction: torch.Tensor
+    correction_mask: torch.Tensor
+    response_entropy: torch.Tensor | None = None
+
+
+def two_row_index(completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    Where the tokens of each pair stand in the per-token outputs of TRL's layout: the B corrections first, then the B
+    responses, each row `[prompt | completion | padding]`.
+
+    Args:
+        completion_mask (`torch.Tensor` of shape `(2 * B, T)`):
+            1 on the completion's tokens, which are contiguous.
+
+    Returns:
+        `dict[str, torch.Tensor]` with `response_index`, `response_mask`, `correction_index` and `correction_mask`, of
+        shape `(B, L)`, into outputs of shape `(2 * B, T - 1)`, flattened. A completion token at position 0 has no
+        predictor and is left out, as in TRL.
+    """
+    predicted = completion_mask[:, 1:]
+    n_tokens = predicted.sum(1)
+    starts = predicted.argmax(1)
+    index = {}
+    half = completion_mask.size(0) // 2
+    for name, rows in (("correction", slice(None, half)), ("response", slice(half, None))):
+        columns = torch.arange(max(int(n_tokens[rows].max()), 1), device=completion_mask.device)
+        mask = columns < n_tokens[rows, None]
+        row_offsets = torch.arange(completion_mask.size(0), device=completion_mask.device)[rows, None]
+        positions = row_offsets * predicted.size(1) + starts[rows, None] + columns
+        index[f"{name}_index"] = positions * mask
+        index[f"{name}_mask"] = mask.to(completion_mask.dtype)
+    return index
+
+
+def gather_tokens(per_token: torch.Tensor, index: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """
+    Per-token values of one sequence of each pair.
+
+    Args:
+        per_token (`torch.Tensor` of shape `(rows, T)`):
+            Per-token outputs of the model.
+        index (`torch.Tensor` of shape `(B, L)`):
+            Positions in the flattened outputs.
+        mask (`torch.Tensor` of shape `(B, L)`):
+            1 on tokens, 0 on padding.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L)`, 0 at padding.
+    """
+    return per_token.flatten()[index] * mask
+
+
+def edited_tokens(response_ids: list[int], correction_ids: list[int]) -> tuple[list[int], list[int]]:
+    """
+    Which tokens of y and of y' the correction changed, by a minimal (Levenshtein) alignment.
+
+    Args:
+        response_ids (`list[int]`):
+            Ids of y.
+        correction_ids (`list[int]`):
+            Ids of y'.
+
+    Returns:
+        `tuple[list[int], list[int]]`: For each sequence 1 at tokens that were replaced, deleted or inserted, 0 at
+        those kept.
+    """
+    response_edited, correction_edited = [0] * len(response_ids), [0] * len(correction_ids)
+    for edit in Levenshtein.opcodes(response_ids, correction_ids):
+        if edit.tag != "equal":
+            response_edited[edit.src_start : edit.src_end] = [1] * (edit.src_end - edit.src_start)
+            correction_edited[edit.dest_start : edit.dest_end] = [1] * (edit.dest_end - edit.dest_start)
+    return response_edited, correction_edited
+
+
+class PairCollator:
+    """
+    Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair),
+    and in both cases the per-pair numbers. Prompts pass through untouched.
+    """
+
+    def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, model_config: PretrainedConfig):
+        self.collator = collator
+        self.args = args
+        self.attn_implementation = model_config._attn_implementation
+        self.hidden_size = model_config.hidden_size
+        self.shared_prefix = False  # until the trainer knows that the model allows it
+
+    def pairs(self, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
+        """The token ids of each pair, cut at `max_length` as TRL's collator does."""
+        pairs = []
+        for example in examples:
+            room = None if self.args.max_length is None else max(self.args.max_length - len(example["prompt_ids"]), 0)
+            pairs.append(
+                {
+                    "prompt_ids": list(example["prompt_ids"]),
+                    "response_ids": list(example["rejected_ids"])[:room],
+                    "correction_ids": list(example["chosen_ids"])[:room],
+                }
+            )
+        return pairs
+
+    def _pack(self, pairs: list[dict[str, list[int]]]) -> bool:
+        if self.shared_prefix == "auto":
+            return sharing_pays(pairs, self.attn_implementation, self.args.pad_to_multiple_of, self.hidden_size)
+        return self.shared_prefix and dense_mask_fits(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        if "chosen_ids" not in examples[0] and not {"chosen", "rejected"} <= set(examples[0]):
+            return examples
+        if "edit_ratio" not in examples[0]:  # pairs with images are tokenised only now
+            for example in examples:
+                response, correction = message_text(example["rejected"]), message_text(example["chosen"])
+                example["unchanged"] = float(response == correction)
+                example["edit_ratio"] = edit_ratio(response, correction)
+        numbers = {key: [example.get(key, 0.0) for example in examples] for key in PAIR_COLUMNS}
+        drop_unchanged = self.args.unchanged_pairs == "drop"
+        numbers["pair_weight"] = [
+            0.0 if drop_unchanged and example.get("unchanged") else example.get("pair_weight", 1.0)
+            for example in examples
+        ]
+        if examples[0].get("values"):
+            numbers["values"] = [example["values"] for example in examples]
+
+        pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
+        if pairs is not None and self._pack(pairs):
+            batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
+            for name in ("ref_chosen_logps", "ref_rejected_logps"):
+                if name in examples[0]:
+                    numbers[name] = [example[name] for example in examples]
+            numbers["n_tokens"] = [
+                2 * len(pair["prompt_ids"]) + len(pair["response_ids"]) + len(pair["correction_ids"]) for pair in pairs
+            ]
+        else:
+            batch = dict(self.collator(examples))
+            chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
+            batch["n_tokens"] = (chosen + rejected).float()
+        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can
+        # be fewer than pairs
+        numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
+        batch = {**numbers, **batch}
+        if self.args.loss_type == "ddpo":
+            edits = [edited_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
+            for name, side in (("response", 0), ("correction", 1)):
+                batch[f"{name}_edited"] = pad([torch.tensor(edit[side]) for edit in edits], padding_value=0)
+        return batch

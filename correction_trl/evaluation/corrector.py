@@ -1,0 +1,129 @@
+"""How much a corrector improves a generator's responses, on problems that it was not trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data_utils import check_dataset
+from ..inference.iterative import correct_iteratively
+from ..inference.strategy import Trace
+from ..policy.generation import generate_completions, sampling_config
+from ..policy.tokenization import NOT_FOR_THE_TEACHER, check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from .evaluate import Evaluation, evaluate_traces
+
+
+def evaluate_corrector(
+    corrector: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    generator: PreTrainedModel,
+    generator_tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    value_function: Callable,
+    feedback_function: Callable | None = None,
+    max_corrections: int = 3,
+    oracle: bool = False,
+    temperature: float = 0.0,
+    message_template: str | Path | None = None,
+    max_completion_length: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+    n_examples: int = 8,
+    threshold: float = 1.0,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> Evaluation:
+    """
+    The generator answers, and the corrector corrects that up to `max_corrections` times.
+
+    The keys are those of [`~correction_trl.evaluation.evaluate.evaluate_traces`]: `acc@t1` is the generator alone,
+    `acc@t2` after one correction, and so on. All processes of a distributed run share the work and get the
+    same result.
+
+    Args:
+        corrector ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The corrector, unwrapped.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        generator ([`~transformers.PreTrainedModel`]):
+            Answers first; may be the corrector itself, or a model that it was not trained with.
+        generator_tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        dataset ([`~datasets.Dataset`]):
+            Column `prompt`, and whatever the functions need.
+        value_function (`Callable`):
+            With TRL's `reward_funcs` signature.
+        feedback_function (`Callable`, *optional*):
+            f, for a corrector that was trained with it.
+        max_corrections (`int`, *optional*, defaults to `3`):
+            Most corrections of a response; `0`: the generator alone.
+        oracle (`bool`, *optional*, defaults to `False`):
+            Whether the value function stops the correction of right responses. That uses the gold answer at test time:
+            mark such results.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Of the first responses; 0 is greedy decoding. Corrections are greedy.
+        message_template (`str` or `Path`, *optional*):
+            See [`~correction_trl.inference.iterative.correct_iteratively`].
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens of a response and of a correction.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Problems per batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the samples.
+        n_examples (`int`, *optional*, defaults to `8`):
+            How many examples to keep.
+        threshold (`float`, *optional*, defaults to `1.0`):
+            A response is right if its value is at least this.
+        chat_template_kwargs (`dict`, *optional*):
+            Passed to the chat templates.
+
+    Returns:
+        [`~correction_trl.evaluation.evaluate.Evaluation`].
+
+    Raises:
+        BadInput: If the dataset or one of the functions is at fault.
+    """
+    check_dataset(dataset, "the evaluation dataset", value_function)
+    check_tokenizer(generator_tokenizer, not isinstance(dataset[0]["prompt"], str))
+    if generator_tokenizer.pad_token_id is None:
+        generator_tokenizer.pad_token = generator_tokenizer.eos_token
+    stop_ids = stop_token_ids(generator_tokenizer, generator.generation_config)
+    config = sampling_config(generator_tokenizer, stop_ids, max_completion_length, temperature)
+    kwargs = chat_template_kwargs or {}
+    was_training = generator.training
+    generator.eval()
+    traces: dict[tuple[int, int], Trace] = {}
+    with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
+        for start in range(0, len(rows), batch_size):
+            numbers = rows[start : start + batch_size]
+            batch = dataset[numbers]
+            prompt_ids = [tokenize_prompt(generator_tokenizer, prompt, **kwargs)[1] for prompt in batch["prompt"]]
+            with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
+                torch.manual_seed(seed + numbers[0])
+                responses = decode(generator_tokenizer, generate_completions(generator, prompt_ids, config))
+            corrected = correct_iteratively(
+                corrector,
+                tokenizer,
+                batch["prompt"],
+                responses,
+                {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER},
+                max_corrections=max_corrections,
+                feedback_function=feedback_function,
+                value_function=value_function if oracle else None,
+                threshold=threshold,
+                message_template=message_template,
+                max_completion_length=max_completion_length,
+                batch_size=batch_size,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for row, trace in zip(numbers, corrected, strict=True):
+                # What is not corrected any further stays as it is, so that every evaluation has the same keys
+                n_left = max_corrections + 1 - len(trace.responses)
+                trace.responses += trace.responses[-1:] * n_left
+                trace.tokens += [0] * n_left
+                traces[row, 0] = trace
+    generator.train(was_training)
+    return evaluate_traces(dataset, traces, value_function, n_examples=n_examples, threshold=threshold)

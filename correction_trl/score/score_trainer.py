@@ -1,0 +1,854 @@
+import functools
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import random
+import textwrap
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather, gather_object, is_peft_model
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import RLOOTrainer
+from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id, pad, use_adapter
+
+from ..data_utils import check_dataset, message_text
+from ..errors import BadInput
+from ..evaluation.evaluate import evaluate_attempts
+from ..evaluation.metrics import edit_distance_ratio
+from ..functions import call_value_function
+from ..policy.attempts import FollowUp, sample_attempts
+from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
+from .score_config import SCoReConfig
+from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
+
+
+class SCoReTrainer(RLOOTrainer):
+    r"""
+    Trainer for SCoRe, multi-turn reinforcement learning of self-correction
+    ([paper](https://huggingface.co/papers/2409.12917)). A policy π answers x with y₁, is told that there might be an
+    error, and answers again with y₂. With a reward r that is known at training time only:
+
+    $$ \text{Stage I:} \quad \max_\pi \; \mathbb{E}\left[r(y_2) - \beta_2 KL_1 - \beta_1 (KL_1 + KL_2)\right] $$
+
+    $$ \text{Stage II:} \quad \max_\pi \; \mathbb{E}\left[r(y_1) + r(y_2) + \alpha (r(y_2) - r(y_1)) - \beta_1 (KL_1 +
+    KL_2)\right] $$
+
+    where KL_t is the divergence of attempt t from the reference policy. Credit is per attempt (γ = 0): the tokens of
+    y₁ are reinforced with r(y₁) alone (in Stage I with nothing: they see only the KL), the tokens of y₂ with r(y₂) and
+    the bonus. The baseline is, per attempt, the mean of the other rollouts of the prompt (RLOO,
+    [paper](https://huggingface.co/papers/2402.14740)).
+
+    **How it departs from its paper.** The paper publishes neither the number of rollouts per prompt, nor the
+    baseline, nor the estimator of the KL, nor how the steps are split between the stages; here these are
+    `num_generations`, leave-one-out, `kl_estimator` (by default the score function, unbiased) and `stage_1_fraction`.
+    What the paper calls possible is optional: adaptive β₂ (`first_attempt_kl_target`), first attempts from the base
+    model (`offline_fraction`), alternating stages (`n_rounds`), more than two attempts (`turns`). The stage switches
+    within a run; the optimizer goes on.
+
+    **Tokens.** Both attempts are trained as the ids that were sampled, from one forward over one row `[x, y1,
+    instruction, y2]`; the second prompt is those ids, never a re-rendered conversation. Instruction, template and
+    padding tokens are in no loss. A second attempt continues from the first one's key-value cache where the model's
+    attention allows it.
+
+    **Rewards.** Functions with TRL's signature, several with `reward_weights`, async ones too. Each attempt is judged
+    on its own; an attempt that no function judges (`None`) has no reward term and is in no baseline, and neither has a
+    second attempt whose bonus needs it (the KL still holds both). A function that raises stops the run with the row.
+
+    **What it overrides.** `RLOOTrainer` gives the groups of rollouts, the reference, PEFT and quantization, reward
+    functions, vLLM and logging. Overridden: `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
+    what the uninterrupted one did, except with vLLM), `_generate_and_score_completions` (several attempts),
+    `_calculate_rewards` (names the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all
+    self-correction metrics), `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference).
+    With `steps_per_generation` above `gradient_accumulation_steps`, a run that is resumed between two generations
+    samples anew there.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from correction_trl import SCoReConfig, SCoReTrainer
+    from correction_trl.carry_addition import exact_match
+
+    trainer = SCoReTrainer(
+        model="data/tiny-carry-chat",
+        reward_funcs=exact_match,
+        args=SCoReConfig(
+            output_dir="outputs/example",
+            instruction="There might be an error in the answer above. Please correct it.",
+            max_completion_length=16,
+            max_steps=4,
+            bf16=False,
+        ),
+        train_dataset=load_dataset("data/carry_addition", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy: a Hub id, a folder, or a loaded causal language model.
+        reward_funcs (`Callable` or `list[Callable]`):
+            Value functions with TRL's `reward_funcs` signature; the paper's is 1 for right and 0 for wrong.
+        args ([`SCoReConfig`], *optional*):
+            Configuration. If `None`, a default one is used.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Column `prompt`, plain text or conversational; further columns go to the reward functions.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Likewise.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. By default loaded with the model.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks.
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler, as in [`~transformers.Trainer`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            For loading `model` quantized; with `peft_config`: QLoRA.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train.
+
+    Raises:
+        BadInput: If the data, the chat template, a reward function or the settings cannot work together; the message
+            names the row, the column or the setting.
+    """
+
+    _tag_names = ["trl", "correction_trl", "score"]
+    _name = "SCoRe"
+    _paper = {
+        "title": "Training Language Models to Self-Correct via Reinforcement Learning",
+        "id": "2409.12917",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{kumar2025training,
+                title        = {{Training Language Models to Self-Correct via Reinforcement Learning}},
+                author       = {Aviral Kumar and Vincent Zhuang and Rishabh Agarwal and Yi Su and others},
+                year         = 2025,
+                booktitle    = {The Thirteenth International Conference on Learning Representations},
+                url          = {https://arxiv.org/abs/2409.12917},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: Callable | list[Callable],
+        args: SCoReConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        if args is None:
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = SCoReConfig(f"{model_name.split('/')[-1]}-SCoRe")
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        if not reward_funcs:
+            raise BadInput("`reward_funcs` is empty; SCoRe needs at least one.")
+        for function in reward_funcs:
+            if isinstance(function, nn.Module) or not callable(function):
+                raise BadInput(
+                    f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not models or ids."
+                )
+        if train_dataset is None:
+            raise BadInput("`train_dataset` is required: a column `prompt`, and what the reward functions need.")
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
+            if dataset is None:
+                continue
+            check_dataset(dataset, name, reward_funcs)
+            if name != "train_dataset" and isinstance(dataset, IterableDataset):
+                raise BadInput(f"`{name}` is a stream; evaluation needs a map-style dataset (`streaming=False`).")
+        first = next(iter(train_dataset))
+        if {"image", "images"} & set(first):
+            raise BadInput("SCoRe takes text only; drop the columns with images.")
+        sharded = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
+        if args.reference == "stage_1" and sharded:
+            raise BadInput("`reference: stage_1` copies weights, which sharded training does not allow; use `base`.")
+        if args.offline_fraction and (args.use_vllm or sharded):
+            raise BadInput(
+                "`offline_fraction` samples from two models in one step, which neither vLLM nor sharded training "
+                "allows here; set it to 0."
+            )
+        if args.eval_strategy != "no" and sharded:
+            raise BadInput(
+                "Evaluation would have to gather the sharded weights for each batch; set `eval_strategy: 'no'` and "
+                "evaluate the saved model with recipes/evaluate.py."
+            )
+
+        self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2") or args.offline_fraction > 0
+        # RLOOTrainer keeps a reference if its single `beta` is not 0; here the weights are per attempt and per stage
+        args.beta = 1.0 if self._needs_reference else 0.0
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        args.beta = None
+        if self._is_vlm:
+            raise BadInput("SCoRe takes text models; pass the tokenizer, not a processor, as `processing_class`.")
+        keep_trainable_on_cpu(self.model)
+
+        conversational = not isinstance(first["prompt"], str)
+        check_tokenizer(self._tokenizer, conversational)
+        self._conversational = conversational
+        self._follow_ups: dict[str, FollowUp] = {}  # by the arguments of the chat template
+        if args.turns > 1:  # refuses the template now, not later
+            self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
+        self._check_lengths(train_dataset)
+        if args.reference == "stage_1" and is_peft_model(self.model) and "ref" not in self.model.peft_config:
+            self.model.add_adapter("ref", self.model.peft_config["default"])
+            self._copy_policy_to_reference()
+
+        self._sums = {mode: defaultdict(lambda: [0.0, 0.0]) for mode in ("train", "eval")}
+        self._stage: int | None = None  # of the last update
+        self._max_steps_before: int | None = None  # of the run that is resumed
+        self._beta_2 = args.beta_2
+        self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
+
+    def _check_lengths(self, dataset: Dataset | IterableDataset):
+        """A row of all attempts has to fit the model; looked at for the longest prompts, before the first step."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None or isinstance(dataset, IterableDataset):
+            return
+        n_instruction = 0
+        if self.args.turns > 1:
+            n_instruction = len(self._follow_up_of(dataset[0])([], self.args.instruction))
+        n_new = self.args.turns * self.max_completion_length + (self.args.turns - 1) * n_instruction
+        texts = [message_text(prompt) for prompt in dataset["prompt"]]
+        for row in sorted(range(len(texts)), key=lambda i: -len(texts[i]))[:16]:
+            n_prompt = len(self._prompt_ids(dataset[row]))
+            if n_prompt + n_new > limit:
+                raise BadInput(
+                    f"`train_dataset` row {row}: its prompt has {n_prompt} tokens, and {self.args.turns} attempts of "
+                    f"up to {self.max_completion_length} tokens with their instructions need {n_new} more, but the "
+                    f"model takes {limit}; lower `max_completion_length`, or drop the row."
+                )
+
+    def _template_kwargs(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**self.chat_template_kwargs, **chat_template_kwargs(row)}
+
+    def _prompt_ids(self, row: dict[str, Any]) -> list[int]:
+        return tokenize_prompt(self._tokenizer, row["prompt"], **self._template_kwargs(row))[1]
+
+    def _follow_up_of(self, row: dict[str, Any]) -> FollowUp:
+        kwargs = self._template_kwargs(row)
+        key = json.dumps(kwargs, sort_keys=True)
+        if key not in self._follow_ups:
+            self._follow_ups[key] = FollowUp(self._tokenizer, self.eos_token_ids, self._conversational, kwargs)
+        return self._follow_ups[key]
+
+    # ------------------------------------------------------------------ rollouts
+
+    def _prepare_inputs(self, generation_batch):
+        # The randomness of sampling and shuffling depends on the seed, the step and the process alone; the surrounding
+        # random state is left as it was.
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            key = f"{self.args.seed}/{self.state.global_step}/{self.accelerator.process_index}/{self.model.training}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256((key + self._micro_step()).encode()).digest()[:7], "big"))
+            return super()._prepare_inputs(generation_batch)
+
+    def _micro_step(self) -> str:
+        """Tells apart several generations within one update (`steps_per_generation` below the accumulation)."""
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        return f"/{micro_step}" if micro_step else ""
+
+    def _sample_attempts(
+        self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], n_turns: int, with_reference: bool = False
+    ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
+        """Attempts and follow-ups per turn, by the policy or by the reference."""
+
+        def next_turn(turn, attempt_ids):
+            return [of(ids, self.args.instruction) for of, ids in zip(follow_ups_of, attempt_ids, strict=True)]
+
+        if self.use_vllm and not with_reference:
+            if self.state.global_step != self._last_loaded_step:
+                self.vllm_generation.sync_weights()
+                self._last_loaded_step = self.state.global_step
+            rows, attempts, follow_ups = [list(ids) for ids in prompt_ids], [], []
+            for turn in range(1, n_turns + 1):
+                attempts.append(self.vllm_generation.generate(prompts=rows, images=None, num_generations=1)[1])
+                if turn < n_turns:
+                    follow_ups.append(next_turn(turn, attempts[-1]))
+                    rows = [r + a + f for r, a, f in zip(rows, attempts[-1], follow_ups[-1], strict=True)]
+            return attempts, follow_ups
+
+        if with_reference and self.ref_model is not None:
+            model = self.accelerator.unwrap_model(self.ref_model)
+            return sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+        was_training = self.model.training
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                generation_kwargs=self.generation_kwargs,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            model.eval()
+            if with_reference:
+                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+                    sampled = sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+            else:
+                sampled = sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+            model.train(was_training)
+        return sampled
+
+    def _roll_out(self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], offline: list[bool]):
+        """Attempts and follow-ups per turn for all prompts; the first attempts of `offline` ones by the reference."""
+        n_turns = self.args.turns
+        attempts = [[[] for _ in prompt_ids] for _ in range(n_turns)]
+        follow_ups = [[[] for _ in prompt_ids] for _ in range(n_turns - 1)]
+
+        def sample(rows, contexts, n, first_turn=0, with_reference=False):
+            if not rows:
+                return
+            sampled = self._sample_attempts(contexts, [follow_ups_of[i] for i in rows], n, with_reference)
+            for destination, source in zip((attempts, follow_ups), sampled, strict=True):
+                for turn, values in enumerate(source, start=first_turn):
+                    for row, ids in zip(rows, values, strict=True):
+                        destination[turn][row] = ids
+
+        online_rows = [i for i, is_offline in enumerate(offline) if not is_offline]
+        sample(online_rows, [prompt_ids[i] for i in online_rows], n_turns)
+        offline_rows = [i for i, is_offline in enumerate(offline) if is_offline]
+        sample(offline_rows, [prompt_ids[i] for i in offline_rows], 1, with_reference=True)
+        contexts = []
+        for i in offline_rows:
+            follow_ups[0][i] = follow_ups_of[i](attempts[0][i], self.args.instruction)
+            contexts.append(prompt_ids[i] + attempts[0][i] + follow_ups[0][i])
+        sample(offline_rows, contexts, n_turns - 1, first_turn=1)
+        return attempts, follow_ups
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        args, device = self.args, self.accelerator.device
+        mode = "train" if self.model.training else "eval"
+        n_turns, n_local = args.turns, len(inputs)
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        stage = args.stage_at(self.state.global_step, self.state.max_steps) if mode == "train" else 2
+        if mode == "train":
+            self._enter_stage(stage)
+            self._adapt_beta_2(stage)
+
+        start = time.perf_counter()
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids = [self._prompt_ids(row) for row in inputs]
+        offline = [False] * n_local
+        if args.offline_fraction and n_turns > 1 and mode == "train":
+            first_row = self.accelerator.process_index * n_local
+            # All rollouts of a prompt share the choice, also across processes
+            choose = random.Random(f"{args.seed}/{self.state.global_step}{self._micro_step()}")
+            n_groups = n_local * self.accelerator.num_processes // group_size
+            chosen = [choose.random() < args.offline_fraction for _ in range(n_groups)]
+            offline = [chosen[(first_row + i) // group_size] for i in range(n_local)]
+        attempts, follow_ups = self._roll_out(prompt_ids, [self._follow_up_of(row) for row in inputs], offline)
+        texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
+        sampled = time.perf_counter()
+
+        rewards_per_func = []  # per turn: (all rollouts, functions)
+        for turn in range(n_turns):
+            completions = [
+                text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+                for prompt, text in zip(prompts, texts[turn], strict=True)
+            ]
+            rewards_per_func.append(self._calculate_rewards(inputs, prompts, completions, attempts[turn]))
+            self._flush_logs_of_rewards(mode, turn + 1, n_local)
+        weights = self.reward_weights.to(device)
+        # An attempt that no function judged is unjudged; otherwise those that did are summed
+        rewards = torch.stack(
+            [
+                torch.where(values.isnan().all(1), torch.nan, (values * weights).nansum(1))
+                for values in rewards_per_func
+            ],
+            dim=1,
+        )
+        returns = turn_returns(rewards, stage, args.alpha, args.gamma)
+        all_advantages = leave_one_out(returns, group_size) if group_size > 1 else torch.zeros_like(returns)
+        judged = time.perf_counter()
+
+        batch = self._to_batch(prompt_ids, attempts, follow_ups, offline)
+        local = slice(self.accelerator.process_index * n_local, (self.accelerator.process_index + 1) * n_local)
+        batch["advantages"] = all_advantages[local]
+        kl_weights = torch.full((n_local, n_turns), args.beta_1, device=device)
+        if stage == 1:
+            kl_weights[:, 0] += self._beta_2
+        batch["kl_weights"] = kl_weights
+
+        n_rows = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
+            if args.beta_1 > 0 or (stage == 1 and self._beta_2 > 0):
+                batch["ref_log_probs"] = self._reference_log_probs(batch, n_rows)
+            # Rollouts that serve more than one update need the policy that sampled them
+            if args.steps_per_generation > args.gradient_accumulation_steps or self.num_iterations > 1:
+                log_probs = self._in_chunks(self.model, batch, n_rows)
+                batch["old_turn_log_probs"] = turn_sums(log_probs, batch["turn_ids"][:, 1:], n_turns)
+        self._record_rollouts(
+            mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, all_advantages, offline
+        )
+        now = time.perf_counter()
+        for name, seconds in (
+            ("generation", sampled - start),
+            ("rewards", judged - sampled),
+            ("reference", now - judged),
+        ):
+            self._metrics[mode][f"time/{name}"].append(seconds)
+        return batch
+
+    def _flush_logs_of_rewards(self, mode: str, turn: int, n_local: int):
+        """What the reward functions logged (`log_metric`, `log_extra`) for this attempt, as RLOOTrainer does it; names
+        are sorted so that all processes gather in the same order."""
+        for name in sorted(set(gather_object(list(self._pending_metrics)))):
+            values = self._pending_metrics.get(name, [])
+            stats = torch.tensor([sum(values), len(values)], dtype=torch.float32, device=self.accelerator.device)
+            total, count = self.accelerator.gather(stats).view(-1, 2).sum(0).tolist()
+            self._metrics[mode][f"{name}/t{turn}"].append(total / count)
+        for column in sorted(set(gather_object(list(self._pending_extra_logs)))):
+            values = gather_object(self._pending_extra_logs.get(column, [None] * n_local))
+            if self.log_completions:
+                self._logs["extra"][f"{column} t{turn}"].extend(values)
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+
+    def _to_batch(self, prompt_ids, attempts, follow_ups, offline) -> dict[str, torch.Tensor]:
+        """One row `[x, y1, follow-up, y2, ...]` per rollout, padded on the right."""
+        rows, turn_ids = [], []
+        for i, prompt in enumerate(prompt_ids):
+            row, turns = list(prompt), [0] * len(prompt)
+            for turn in range(self.args.turns):
+                ids = attempts[turn][i]
+                truncated = not ids or ids[-1] not in self.eos_token_ids
+                in_loss = not (turn == 0 and offline[i]) and not (self.mask_truncated_completions and truncated)
+                row += ids
+                turns += [turn + 1 if in_loss else 0] * len(ids)
+                if turn < self.args.turns - 1:
+                    row += follow_ups[turn][i]
+                    turns += [0] * len(follow_ups[turn][i])
+            rows.append(torch.tensor(row))
+            turn_ids.append(torch.tensor(turns))
+        multiple = self.pad_to_multiple_of
+        input_ids = pad(rows, padding_value=self._tokenizer.pad_token_id, pad_to_multiple_of=multiple)
+        attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, pad_to_multiple_of=multiple)
+        turn_ids = pad(turn_ids, padding_value=0, pad_to_multiple_of=multiple)
+        device = self.accelerator.device
+        return {
+            "input_ids": input_ids.to(device),
+            "attention_mask": attention_mask.to(device),
+            "turn_ids": turn_ids.to(device),
+        }
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        try:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        except Exception as error:
+            # Call each function again, row by row, to say which row it was
+            columns = {key: [row[key] for row in inputs] for key in inputs[0] if key != "prompt"}
+            texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+            for function in self.reward_funcs:
+                try:
+                    call_value_function(self._as_trl_calls(function, completion_ids_list), prompts, texts, columns)
+                except BadInput as located:
+                    if isinstance(located.__cause__, type(error)):
+                        raise located from error
+            raise BadInput(f"A reward function failed: {type(error).__name__}: {error}") from error
+        if rewards.isinf().any():
+            row, function = rewards.isinf().nonzero()[0].tolist()
+            raise BadInput(
+                f"The reward function {self.reward_func_names[function]!r} returned {rewards[row, function].item()} "
+                f"for rollout {row}; return a finite number, or None for what cannot be judged."
+            )
+        return rewards
+
+    def _as_trl_calls(self, function: Callable, completion_ids: list[list[int]] | None = None) -> Callable:
+        """A reward function as a value function: with what TRL hands over beside the columns, and NaN as `None`."""
+
+        def clean(values):
+            return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+
+        async def clean_when_there(values):
+            return clean(await values)
+
+        @functools.wraps(function)
+        def call(prompts, completions, **columns):
+            texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+            ids = completion_ids
+            if ids is None or len(ids) != len(texts):
+                ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+            values = function(
+                prompts=prompts,
+                completions=completions,
+                completion_ids=ids,
+                trainer_state=self.state,
+                log_extra=lambda column, values: None,
+                log_metric=lambda name, value: None,
+                **columns,
+            )
+            if inspect.isawaitable(values):
+                return clean_when_there(values)
+            return clean(values) if isinstance(values, list | tuple) else values
+
+        return call
+
+    # ------------------------------------------------------------------ stages
+
+    def _enter_stage(self, stage: int):
+        max_steps = self.state.max_steps
+        if self._stage is None and self.args.stage == "both":
+            stages = [self.args.stage_at(step, max_steps) for step in range(max_steps)]
+            n_changes = sum(a != b for a, b in itertools.pairwise(stages))
+            if n_changes != 2 * self.args.n_rounds - 1:
+                raise BadInput(
+                    f"{max_steps} steps are too few for {self.args.n_rounds} rounds of two stages with "
+                    f"`stage_1_fraction={self.args.stage_1_fraction}`; train longer, or set `stage`."
+                )
+        if self._max_steps_before not in (None, max_steps) and self.args.stage == "both":
+            raise BadInput(
+                f"The checkpoint is of a run of {self._max_steps_before} steps and this run has {max_steps}, so its "
+                "stages lie elsewhere; resume with the same number of steps, or start from the checkpoint as a model."
+            )
+        if stage == 2 and self._stage == 1 and self.args.reference == "stage_1" and self._needs_reference:
+            self._copy_policy_to_reference()
+        self._stage = stage
+
+    def _reference_parameters(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """name -> (reference parameter, policy parameter)."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.ref_model is not None:
+            own = dict(policy.named_parameters())
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            return {name: (parameter, own[name]) for name, parameter in reference.named_parameters()}
+        own = dict(policy.named_parameters())
+        pairs = {}
+        for name, parameter in own.items():
+            parts = name.split(".")  # `ref` stands in the middle of a name, or at its end (embeddings)
+            if "ref" in parts:
+                pairs[name] = parameter, own[".".join("default" if part == "ref" else part for part in parts)]
+        return pairs
+
+    @torch.no_grad()
+    def _copy_policy_to_reference(self):
+        for reference, policy in self._reference_parameters().values():
+            reference.data = policy.data.clone()
+            reference.requires_grad_(False)
+
+    def _adapt_beta_2(self, stage: int):
+        """A proportional controller on log beta_2, moving it by at most 10 % per update of the policy."""
+        total, count = self._first_attempt_kl
+        target = self.args.first_attempt_kl_target
+        if stage == 1 and target is not None and count:
+            error = max(-1.0, min(1.0, total / count / target - 1))
+            self._beta_2 *= 1 + 0.1 * error
+        self._first_attempt_kl = [0.0, 0.0]
+
+    # ------------------------------------------------------------------ log-probs and loss
+
+    def _forward(self, model: nn.Module, batch: dict[str, torch.Tensor]):
+        """Log-probs and entropies of the attempts' tokens, of shape `(B, L - 1)` and 0 elsewhere; and the MoE loss."""
+        labels = batch["input_ids"].masked_fill(batch["turn_ids"] == 0, -100)  # the LM head skips the rest
+        with self.accelerator.autocast():
+            outputs = model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                labels=labels,
+                fused_lm_head=True,
+                **({"output_router_logits": True} if self.aux_loss_enabled else {}),
+            )
+        n_positions = labels.size(1) - 1  # prompt learning puts tokens before the row
+        entropy = None if outputs.entropy is None else outputs.entropy[:, -n_positions:]
+        return outputs.log_probs[:, -n_positions:], entropy, outputs.aux_loss if self.aux_loss_enabled else None
+
+    def _in_chunks(self, model: nn.Module, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
+        names = ("input_ids", "attention_mask", "turn_ids")
+        chunks = [
+            {name: batch[name][start : start + n_rows] for name in names}
+            for start in range(0, batch["input_ids"].size(0), n_rows)
+        ]
+        return torch.cat([self._forward(model, chunk)[0] for chunk in chunks])
+
+    def _reference_log_probs(self, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
+        if self.ref_model is not None:
+            return self._in_chunks(self.ref_model, batch, n_rows)
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            return self._in_chunks(self.model, batch, n_rows)
+
+    def _compute_loss(self, model, inputs):
+        log_probs, entropy, aux_loss = self._forward(model, inputs)
+        turn_ids = inputs["turn_ids"][:, 1:]
+        ref_log_probs = inputs.get("ref_log_probs")
+        loss = multi_turn_loss(
+            log_probs,
+            turn_ids,
+            inputs["advantages"],
+            ref_log_probs,
+            inputs["kl_weights"],
+            self.args.kl_estimator,
+            inputs.get("old_turn_log_probs"),
+            self.epsilon_low,
+            self.epsilon_high,
+        ).mean()
+        mode = "train" if self.model.training else "eval"
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * aux_loss
+        self._record_loss(mode, log_probs.detach(), ref_log_probs, entropy.detach(), inputs)
+        return loss
+
+    # ------------------------------------------------------------------ metrics
+
+    @torch.no_grad()
+    def _record_loss(self, mode, log_probs, ref_log_probs, entropy, inputs):
+        n_turns, turn_ids = self.args.turns, inputs["turn_ids"][:, 1:]
+        n_tokens = turn_sums(torch.ones_like(log_probs), turn_ids, n_turns)
+        n_attempts = (n_tokens > 0).float()
+        kl = torch.zeros_like(n_tokens)
+        if ref_log_probs is not None:
+            kl = turn_sums(log_probs - ref_log_probs, turn_ids, n_turns)
+        sums = torch.stack(
+            [kl.sum(0), n_attempts.sum(0), turn_sums(entropy, turn_ids, n_turns).sum(0), n_tokens.sum(0)]
+        )
+        kl, n_attempts, entropy, n_tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        for turn in range(n_turns):
+            if n_attempts[turn]:
+                if ref_log_probs is not None:
+                    self._count(mode, f"kl/t{turn + 1}", kl[turn], n_attempts[turn])
+                self._count(mode, f"entropy/t{turn + 1}", entropy[turn], n_tokens[turn])
+        if "old_turn_log_probs" in inputs:
+            ratio = (turn_sums(log_probs, turn_ids, n_turns) - inputs["old_turn_log_probs"]).exp()
+            clipped = ((ratio < 1 - self.epsilon_low) | (ratio > 1 + self.epsilon_high)).float().sum(0)
+            for turn, count in enumerate(self.accelerator.reduce(clipped, reduction="sum").tolist()):
+                self._count(mode, f"clip_ratio/t{turn + 1}", count, n_attempts[turn])
+        if mode == "train" and ref_log_probs is not None:
+            self._first_attempt_kl[0] += kl[0]
+            self._first_attempt_kl[1] += n_attempts[0]
+
+    def _count(self, mode: str, name: str, total: float, count: float):
+        self._sums[mode][name][0] += total
+        self._sums[mode][name][1] += count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # Means over all tokens or attempts since the last log, however they were split into batches
+        mode = "train" if self.model.training else "eval"
+        for name, (total, count) in self._sums[mode].items():
+            if count:
+                self._metrics[mode][name] = [total / count]
+        self._sums[mode].clear()
+        steps = self._metrics[mode].get("step_time")
+        if steps:  # forward, backward and the optimizer: the rest of the step
+            other = sum(sum(self._metrics[mode][f"time/{n}"]) for n in ("generation", "rewards", "reference"))
+            self._metrics[mode]["time/training"] = [(sum(steps) - other) / len(steps)]
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _record_rollouts(
+        self, mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, advantages, offline
+    ):
+        args, metrics = self.args, self._metrics[mode]
+        n_turns, device = args.turns, self.accelerator.device
+
+        def add(name: str, values: torch.Tensor):
+            judged = values[~values.isnan()]
+            if len(judged):
+                metrics[name].append(judged.float().mean().item())
+
+        right = torch.where(rewards.isnan(), torch.nan, (rewards >= args.correct_threshold).float())
+        for turn in range(n_turns):
+            add(f"acc@t{turn + 1}", right[:, turn])
+            add(f"reward/t{turn + 1}", rewards[:, turn])
+            add(f"abs_advantage/t{turn + 1}", advantages[:, turn].abs())
+            groups = advantages[:, turn].view(-1, self.num_generations if mode == "train" else 1)
+            add(f"frac_reward_zero_std/t{turn + 1}", (groups == 0).all(1).float())  # prompts that teach nothing
+            for i, name in enumerate(self.reward_func_names):
+                add(f"rewards/{name}/t{turn + 1}", rewards_per_func[turn][:, i])
+        if n_turns > 1:
+            first, second = right[:, 0], right[:, 1]
+            add("delta(t1,t2)", second - first)
+            add("delta(i->c)", (1 - first) * second)
+            add("delta(c->i)", first * (1 - second))
+            add("bonus", (args.alpha if stage == 2 else 0.0) * (rewards[:, 1] - rewards[:, 0]))
+        add("rewards/unjudged", rewards.isnan().any(1).float())
+
+        columns = {}  # of this process's rollouts, still to be gathered
+        for turn in range(n_turns):
+            columns[f"lengths/t{turn + 1}"] = [float(len(ids)) for ids in attempts[turn]]
+            columns[f"truncated/t{turn + 1}"] = [
+                float(not ids or ids[-1] not in self.eos_token_ids) for ids in attempts[turn]
+            ]
+        if n_turns > 1:
+            pairs = list(zip(texts[0], texts[1], strict=True))
+            columns["edit_distance_ratio"] = [edit_distance_ratio(a, b) for a, b in pairs]
+            columns["answer_changed"] = [float(a != b) for a, b in pairs]
+        columns["offline"] = [float(is_offline) for is_offline in offline]
+        gathered = gather(torch.tensor(list(columns.values()), device=device).T.contiguous())
+        for name, values in zip(columns, gathered.unbind(1), strict=True):
+            add(name, values)
+        metrics["stage"].append(float(stage))
+        metrics["beta_2"].append(self._beta_2 if stage == 1 else 0.0)
+
+        if mode == "train":
+            n_tokens = torch.tensor([batch["attention_mask"].sum()], device=device)
+            self.state.num_input_tokens_seen += gather(n_tokens).sum().item()
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+
+        if self.log_completions:
+            conversations = []
+            for i in range(len(inputs)):
+                messages = []
+                for turn in range(n_turns):
+                    messages.append({"role": "assistant", "content": texts[turn][i]})
+                    if turn < n_turns - 1:
+                        messages.append({"role": "user", "content": args.instruction})
+                conversations.append(messages)
+            self._logs["prompt"].extend(gather_object([row["prompt"] for row in inputs]))
+            self._logs["completion"].extend(gather_object(conversations))
+            for turn in range(n_turns):
+                self._logs["rewards"][f"reward t{turn + 1}"].extend(rewards[:, turn].tolist())
+            self._logs["advantages"].extend(advantages[:, -1].tolist())
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """
+        Measure greedy and sampled attempts on the evaluation dataset with
+        [`~correction_trl.evaluation.evaluate.evaluate_attempts`]. The sampled metrics end in `/sampled`; samples are
+        drawn at `temperature` from the whole distribution (`top_p`, `top_k` and `generation_kwargs` are training's
+        alone).
+
+        Returns:
+            `dict[str, float]`: the means, logged and usable as `metric_for_best_model` (`eval_acc@t2`).
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise BadInput("Evaluation needs an `eval_dataset`.")
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        metrics = {}
+        start = time.perf_counter()
+        for temperature, ending in ((0.0, ""), (self.temperature, "/sampled")):
+            found = self.evaluate_attempts(dataset, temperature).metrics
+            metrics.update({f"{metric_key_prefix}_{name}{ending}": value["mean"] for name, value in found.items()})
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        was_training = self.model.training
+        self.model.eval()  # `log` adds the metrics of training to entries of training
+        self.log(metrics)
+        self.model.train(was_training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluate_attempts(self, dataset: Dataset, temperature: float = 0.0, **kwargs: Any):
+        """
+        [`~correction_trl.evaluation.evaluate.evaluate_attempts`] of the policy as it is now, with the run's settings.
+
+        Args:
+            dataset ([`~datasets.Dataset`]):
+                Column `prompt`, and what the reward functions need.
+            temperature (`float`, *optional*, defaults to `0.0`):
+                0 is greedy.
+            **kwargs:
+                Passed on.
+
+        Returns:
+            [`~correction_trl.evaluation.evaluate.Evaluation`].
+        """
+        return evaluate_attempts(
+            self.accelerator.unwrap_model(self.model),
+            self._tokenizer,
+            dataset,
+            self._value,
+            **{
+                "instruction": self.args.instruction,
+                "n_turns": self.args.turns,
+                "temperature": temperature,
+                "max_completion_length": self.max_completion_length,
+                "batch_size": self.args.per_device_eval_batch_size,
+                "seed": self.args.seed,
+                "threshold": self.args.correct_threshold,
+                "template_kwargs": self.chat_template_kwargs,
+                **kwargs,
+            },
+        )
+
+    def _value(self, prompts, completions, **columns) -> list[float | None]:
+        """The weighted sum of the reward functions, as one value function."""
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        values = [
+            call_value_function(self._as_trl_calls(function), prompts, texts, columns)
+            for function in self.reward_funcs
+        ]
+        weights = self.reward_weights.tolist()
+        totals = []
+        for row in zip(*values, strict=True):
+            judged = [w * v for w, v in zip(weights, row, strict=True) if v is not None]
+            totals.append(sum(judged) if judged else None)
+        return totals
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if not self.accelerator.is_main_process or self.args.save_only_model:
+            return
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        state = {
+            "stage": self._stage,
+            "max_steps": self.state.max_steps,
+            "beta_2": self._beta_2,
+            "first_attempt_kl": self._first_attempt_kl,
+        }
+        (folder / "score_state.json").write_text(json.dumps(state))
+        if self.args.reference == "stage_1" and self._needs_reference:
+            reference = {name: parameter for name, (parameter, _) in self._reference_parameters().items()}
+            save_file(
+                {n: p.detach().cpu().contiguous() for n, p in reference.items()}, folder / "reference.safetensors"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        state_file, reference_file = (
+            Path(checkpoint) / name for name in ("score_state.json", "reference.safetensors")
+        )
+        keeps_reference = self.args.reference == "stage_1" and self._needs_reference
+        missing = [file.name for file in (state_file, reference_file) if not file.is_file()]
+        if keeps_reference and missing or state_file.name in missing and self.args.first_attempt_kl_target is not None:
+            raise BadInput(
+                f"{checkpoint} lacks {missing[0]}, so the reference and beta_2 of its run are unknown; resume from "
+                "another checkpoint."
+            )
+        if state_file.name in missing:
+            return
+        state = json.loads(state_file.read_text())
+        self._stage, self._max_steps_before = state["stage"], state["max_steps"]
+        self._beta_2, self._first_attempt_kl = state["beta_2"], state["first_attempt_kl"]
+        if keeps_reference:
+            saved = load_file(reference_file)
+            for name, (parameter, _) in self._reference_parameters().items():
+                parameter.data = saved[name].to(parameter.device, parameter.dtype)

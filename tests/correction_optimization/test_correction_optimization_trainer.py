@@ -1,0 +1,876 @@
+"""The trainer against TRL's own trainer, against numbers that can be worked out by hand, and against bad input."""
+
+import inspect
+import math
+import warnings
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+from correction_trl.correction_optimization.losses import LOSS_TYPES
+
+
+@pytest.fixture
+def make_trainer(tmp_path, tiny_model):
+    """A trainer on the tiny model; keyword arguments that are settings go to the config, the others to the trainer."""
+    settings = CorrectionOptimizationConfig.__dataclass_fields__
+
+    def make(train_dataset, **kwargs):
+        config = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "use_cpu": True,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "max_completion_length": 12,
+            **{key: value for key, value in kwargs.items() if key in settings},
+        }
+        others = {key: value for key, value in kwargs.items() if key not in settings}
+        return CorrectionOptimizationTrainer(
+            others.pop("model", tiny_model),
+            CorrectionOptimizationConfig(**config),
+            train_dataset=train_dataset,
+            **others,
+        )
+
+    return make
+
+
+def weights(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def gradient(trainer):
+    """Gradient of the first update, gathered by running the trainer's own loop with an optimizer that does not
+    move."""
+    gradients = {}
+
+    def keep(self_optimizer, *args, **kwargs):
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = parameter.grad.clone()
+
+    trainer.create_optimizer()
+    trainer.optimizer.step = keep.__get__(trainer.optimizer)
+    trainer.args.max_steps, trainer.args.max_grad_norm = 1, 0.0
+    trainer.train()
+    return gradients
+
+
+def assert_same_gradient(one, other, tolerance=1e-5):
+    """Relative error of the whole gradient, in float32."""
+    assert one.keys() == other.keys()
+    error = math.sqrt(sum(float(((one[name] - other[name]) ** 2).sum()) for name in one))
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in one.values()))
+    assert norm > 1e-3
+    assert error / norm < tolerance
+
+
+# ------------------------------------------------------------------ against TRL
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)])
+@pytest.mark.parametrize("pairs", ["plain_pairs", "chat_pairs"])
+def test_sigmoid_with_reference_follows_trl_dpo(request, make_trainer, tiny_model, tmp_path, pairs, adapter):
+    pairs = request.getfixturevalue(pairs)
+    ours = make_trainer(pairs, loss_type="sigmoid", nll_weight=0.0, max_steps=20, peft_config=adapter)
+    ours.train()
+    args = {
+        key: getattr(ours.args, key) for key in ("max_steps", "per_device_train_batch_size", "learning_rate", "beta")
+    }
+    theirs = DPOTrainer(
+        tiny_model,
+        args=DPOConfig(
+            output_dir=str(tmp_path / "dpo"),
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            **args,
+        ),
+        train_dataset=pairs.rename_columns({"response": "rejected", "correction": "chosen"}),
+        peft_config=adapter,
+    )
+    theirs.train()
+    assert losses(ours) == pytest.approx(losses(theirs), abs=1e-4)
+    # The losses of a run that does not learn would agree as well
+    assert losses(ours)[-1] < losses(ours)[0] - 0.01
+    for name, theirs_parameter in theirs.model.named_parameters():
+        torch.testing.assert_close(ours.model.get_parameter(name), theirs_parameter, rtol=0, atol=1e-4)
+
+
+def test_precomputed_reference_gives_the_same_run(make_trainer, plain_pairs):
+    for loss_type in ("sigmoid", "ddpo"):
+        runs = []
+        for precompute in (False, True):
+            trainer = make_trainer(plain_pairs, loss_type=loss_type, precompute_ref_log_probs=precompute)
+            trainer.train()
+            runs.append(losses(trainer))
+        assert runs[0] == pytest.approx(runs[1], abs=1e-5)
+
+
+def test_first_loss_is_log_two_and_gradient_is_half_beta_of_linear(make_trainer, plain_pairs):
+    beta = 0.2
+    dpo = make_trainer(plain_pairs, loss_type="sigmoid", nll_weight=0.0, beta=beta)
+    dpo_gradient = gradient(dpo)
+    assert losses(dpo)[0] == pytest.approx(math.log(2), abs=1e-6)
+    linear = gradient(make_trainer(plain_pairs, loss_type="linear", nll_weight=0.0, reference_free=True))
+    assert_same_gradient(dpo_gradient, {name: beta / 2 * value for name, value in linear.items()})
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tiny_model, loss_type):
+    """Sequence by sequence, without padding, from logits: the loss that the trainer logs at its first step."""
+    reference_free = loss_type in ("linear", "cpl", "sigmoid")
+    beta, nll_weight, gamma, bias = 0.3, 0.7, 5.0, 0.5
+    dataset = plain_pairs.select(range(4))
+    trainer = make_trainer(
+        dataset,
+        loss_type=loss_type,
+        beta=beta,
+        nll_weight=nll_weight,
+        ddpo_gamma=gamma,
+        cpl_bias=bias,
+        reference_free=reference_free,
+        max_steps=1,
+    )
+    trainer.train()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+
+    def log_probs(prompt, completion):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(prompt + completion)["input_ids"] + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return [logits[t - 1, ids[t]].item() for t in range(len(prompt_ids), len(ids))], ids[len(prompt_ids) :]
+
+    expected = []
+    for row in dataset:
+        response, response_ids = log_probs(row["prompt"], row["response"])
+        correction, correction_ids = log_probs(row["prompt"], row["correction"])
+        score = {"y": sum(response), "y'": sum(correction)}
+        if loss_type == "linear":
+            loss = score["y"] - score["y'"]
+        elif loss_type == "cpl":
+            positive, negative = math.exp(beta * score["y'"]), math.exp(beta * bias * score["y"])
+            loss = -math.log(positive / (positive + negative))
+        elif loss_type == "sigmoid":
+            loss = -math.log(1 / (1 + math.exp(-beta * (score["y'"] - score["y"]))))
+        else:  # relative to the reference, which is the model itself: every score is 0
+            loss = {"hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2}.get(loss_type, math.log(2))
+        expected.append(loss - nll_weight * sum(correction) / len(correction))
+    assert losses(trainer)[0] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+# ------------------------------------------------------------------ how an update may be split
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "linear"])
+def test_gradient_does_not_depend_on_accumulation(make_trainer, plain_pairs, loss_type):
+    # Rows 1 and 5 need no correction: the split must not change the divisor either
+    rows = [
+        {**row, "correction": row["response"] if i in (1, 5) else row["correction"]}
+        for i, row in enumerate(plain_pairs)
+    ]
+    dataset = Dataset.from_list(rows[:8])
+    runs = {
+        (batch, steps): gradient(
+            make_trainer(
+                dataset, loss_type=loss_type, per_device_train_batch_size=batch, gradient_accumulation_steps=steps
+            )
+        )
+        for batch, steps in ((8, 1), (1, 8), (2, 4))
+    }
+    assert_same_gradient(runs[8, 1], runs[1, 8])
+    assert_same_gradient(runs[8, 1], runs[2, 4])
+
+
+def test_unchanged_pairs_do_not_dilute(make_trainer, plain_pairs):
+    changed = plain_pairs.select(range(4)).to_list()
+    unchanged = [{**row, "correction": row["response"]} for row in plain_pairs.select(range(4, 8)).to_list()]
+    alone = gradient(make_trainer(Dataset.from_list(changed), per_device_train_batch_size=4))
+    trainer = make_trainer(Dataset.from_list(changed + unchanged), per_device_train_batch_size=8)
+    mixed = gradient(trainer)
+    assert_same_gradient(mixed, alone)
+    assert logged(trainer, "corrections/unchanged") == [0.5]
+    assert logged(trainer, "corrections/in_loss") == [0.5]
+    kept = gradient(
+        make_trainer(
+            Dataset.from_list(changed + unchanged),
+            per_device_train_batch_size=8,
+            unchanged_pairs="keep",
+            nll_weight=0.0,
+        )
+    )
+    preference_only = gradient(make_trainer(Dataset.from_list(changed), nll_weight=0.0))
+    # As in TRL: they count, and halve the gradient
+    assert_same_gradient(kept, {name: value / 2 for name, value in preference_only.items()})
+
+
+def test_nothing_to_correct_leaves_the_policy_alone(make_trainer, plain_pairs):
+    rows = [{**row, "correction": row["response"]} for row in plain_pairs]
+    trainer = make_trainer(Dataset.from_list(rows), max_steps=2)
+    before = weights(trainer)
+    trainer.train()
+    assert losses(trainer) == [0.0, 0.0]
+    for name, parameter in weights(trainer).items():
+        assert torch.equal(parameter, before[name])
+
+
+# ------------------------------------------------------------------ what is in the loss
+
+
+def test_labels_hold_the_completions_with_their_end_and_nothing_else(
+    make_trainer, plain_pairs, chat_pairs, tiny_model
+):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for pairs in (plain_pairs, chat_pairs):
+        trainer = make_trainer(pairs, shared_prefix=False)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        n = 4
+        for kind, rows in (("correction", range(n)), ("response", range(n, 2 * n))):
+            for i, row in enumerate(rows):
+                in_loss = batch["input_ids"][row][batch["completion_mask"][row].bool()].tolist()
+                text = pairs[i][kind] if isinstance(pairs[i][kind], str) else pairs[i][kind][0]["content"]
+                assert in_loss.count(tokenizer.eos_token_id) == 1
+                assert tokenizer.decode(in_loss, skip_special_tokens=True).strip() == text.strip()
+        assert (batch["completion_mask"] <= batch["attention_mask"]).all()
+        assert tokenizer.pad_token_id not in batch["input_ids"][batch["attention_mask"].bool()].tolist()
+
+
+def test_padding_changes_nothing(make_trainer, plain_pairs):
+    dataset = plain_pairs.select(range(4))
+    plain = gradient(make_trainer(dataset, per_device_train_batch_size=4))
+    padded = gradient(make_trainer(dataset, per_device_train_batch_size=4, pad_to_multiple_of=64))
+    assert_same_gradient(padded, plain)
+
+
+def test_a_stored_correction_that_does_not_fit_is_left_out_and_said(make_trainer, plain_pairs, caplog):
+    rows = plain_pairs.select(range(8)).to_list()
+    rows[2]["correction"] = "a" * 200
+    rows[3]["response"] = "b" * 200
+    trainer = make_trainer(Dataset.from_list(rows), max_length=100, max_steps=1, per_device_train_batch_size=8)
+    assert len(trainer.train_dataset) == 7
+    trainer.train()
+    assert logged(trainer, "responses/truncated") == [pytest.approx(1 / 7)]
+    rows = [{**row, "correction": "a" * 200} for row in rows]
+    with pytest.raises(ValueError, match="No row of the train dataset can be used.*Raise `max_length`"):
+        make_trainer(Dataset.from_list(rows), max_length=100)
+
+
+# ------------------------------------------------------------------ shared prefix
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_shared_prefix_gives_gradients_and_logs_of_two_rows(make_trainer, chat_pairs, loss_type, adapter):
+    runs = {}
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs,
+            loss_type=loss_type,
+            nll_weight=0.3,
+            shared_prefix=shared,
+            peft_config=adapter,
+            gradient_checkpointing=adapter is not None,
+            precompute_ref_log_probs=loss_type in ("hinge", "ddpo"),
+            reference_free=loss_type == "linear",
+            eval_dataset=chat_pairs.select(range(5)),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+        )
+        batches = collect_batches(trainer)
+        runs[shared] = gradient(trainer), trainer.state.log_history[0], trainer.evaluate()
+        assert all(("shift_labels" in batch) == shared for batch in batches)
+    assert_same_gradient(runs[True][0], runs[False][0])
+    for i in (1, 2):
+        # Before the first step all margins relative to the reference are 0 up to rounding: their sign says nothing
+        left_out = {
+            key for key in runs[True][i] if "runtime" in key or "per_second" in key or "margins/accuracy" in key
+        }
+        for key in runs[True][i].keys() - left_out:
+            assert runs[True][i][key] == pytest.approx(runs[False][i][key], rel=1e-4, abs=1e-5), key
+
+
+def test_shared_prefix_evaluates_batches_of_unequal_size_as_two_rows(make_trainer, chat_pairs):
+    """Packed rows can be fewer than pairs; the mean over batches must still weigh pairs."""
+    metrics = []
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs, shared_prefix=shared, eval_dataset=chat_pairs.select(range(11)), per_device_eval_batch_size=4
+        )
+        metrics.append(trainer.evaluate())
+    assert metrics[1]["eval_loss"] == pytest.approx(metrics[0]["eval_loss"], rel=1e-5)
+
+
+def test_shared_prefix_with_qlora_follows_two_rows(make_trainer, chat_pairs):
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    runs = []
+    for shared in (False, True):
+        trainer = make_trainer(
+            chat_pairs,
+            shared_prefix=shared,
+            quantization_config=quantization,
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+            learning_rate=1e-2,
+            max_steps=5,
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], rel=2e-2)
+    assert runs[0][0] != runs[0][-1]
+
+
+def test_shared_prefix_on_policy_follows_two_rows(make_trainer, chat_prompts, teacher):
+    runs = []
+    for shared in (False, True):
+        trainer = make_trainer(chat_prompts, teacher=teacher, shared_prefix=shared, max_steps=5)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+def test_shared_prefix_falls_back_with_one_warning_when_its_check_fails(make_trainer, plain_pairs, monkeypatch):
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization.correction_optimization_trainer.self_check",
+        lambda *args: "the numbers differ",
+    )
+    trainer = make_trainer(plain_pairs, shared_prefix="auto")
+    batches = collect_batches(trainer)
+    with pytest.warns(UserWarning, match="two rows, because the numbers differ") as caught:
+        trainer.train()
+    assert sum("two rows" in str(warning.message) for warning in caught) == 1
+    assert all("shift_labels" not in batch for batch in batches)
+    with pytest.raises(ValueError, match="failed its check on the first batch: the numbers differ"):
+        make_trainer(plain_pairs, shared_prefix=True).train()
+
+
+def test_shared_prefix_is_refused_by_name_where_it_is_not_exact(make_trainer, plain_pairs, monkeypatch):
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization.correction_optimization_trainer.unsupported_reason",
+        lambda *args: "its layers are recurrent",
+    )
+    with pytest.raises(ValueError, match="not possible for LlamaForCausalLM: its layers are recurrent"):
+        make_trainer(plain_pairs, shared_prefix=True)
+    assert make_trainer(plain_pairs, shared_prefix="auto").data_collator.shared_prefix is False
+
+
+# ------------------------------------------------------------------ on-policy
+
+
+def collect_batches(trainer):
+    """Every batch that reaches the loss."""
+    batches, compute_loss = [], trainer.compute_loss
+
+    def keep(model, inputs, **kwargs):
+        batches.append({key: value.clone() for key, value in inputs.items() if isinstance(value, torch.Tensor)})
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = keep
+    return batches
+
+
+@pytest.mark.parametrize("prompts", ["plain_prompts", "chat_prompts"])
+def test_on_policy_trains_the_ids_that_were_sampled(request, make_trainer, tiny_model, prompts, monkeypatch):
+    prompts = request.getfixturevalue(prompts)
+    sampled, asked = [], []
+
+    def teacher(prompts, responses, answer, **columns):
+        asked.extend(zip(prompts, responses, answer, strict=True))
+        return answer
+
+    trainer = make_trainer(prompts, teacher=teacher, max_steps=2, gradient_accumulation_steps=2, shared_prefix=False)
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda *args: sampled.extend(result := sample(*args)) or result)
+    batches = collect_batches(trainer)
+    trainer.train()
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert len(sampled) == len(asked) == 2 * 2 * 4
+    trained, corrected = [], []
+    for batch in batches:
+        half = len(batch["input_ids"]) // 2
+        rows = [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
+        ]
+        corrected += rows[:half]
+        trained += rows[half:]
+    assert trained == sampled
+    for ids, (_, response, _) in zip(sampled, asked, strict=True):
+        assert tokenizer.decode(ids, skip_special_tokens=True) == response
+    for ids, (_, response, answer) in zip(corrected, asked, strict=True):
+        if response != answer:
+            assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
+            assert tokenizer.decode(ids, skip_special_tokens=True) == answer
+
+
+def test_samples_come_from_the_current_policy_and_are_never_too_old(make_trainer, plain_prompts, teacher, monkeypatch):
+    for max_staleness in (0, 2):
+        trainer = make_trainer(
+            plain_prompts, teacher=teacher, max_steps=6, max_staleness=max_staleness, gradient_accumulation_steps=2
+        )
+        steps, sizes = [], []
+        sample = trainer._sample
+
+        def keep(prompt_ids, seed, trainer=trainer, steps=steps, sizes=sizes, sample=sample):
+            steps.append(trainer.state.global_step)
+            sizes.append(len(prompt_ids))
+            return sample(prompt_ids, seed)
+
+        monkeypatch.setattr(trainer, "_sample", keep)
+        trainer.train()
+        period = max_staleness + 1
+        assert steps == list(range(0, 6, period))
+        assert sizes == [8 * period] * len(steps)
+        assert logged(trainer, "staleness") == [step % period for step in range(6)]
+
+
+def test_training_moves_the_policy_to_the_corrections(make_trainer, plain_prompts, teacher):
+    trainer = make_trainer(
+        plain_prompts,
+        teacher=teacher,
+        max_steps=40,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        logging_steps=5,
+    )
+    trainer.train()
+    log_probs, edits = logged(trainer, "logps/correction"), logged(trainer, "correction_edit_ratio")
+    assert log_probs[-1] > log_probs[0] + 2
+    assert edits[-1] < edits[0]
+
+
+def test_missing_and_overlong_corrections_are_counted_and_left_out(make_trainer, plain_prompts):
+    def teacher(prompts, responses, **columns):
+        return [None, "", "a" * 40, *("ab" for _ in responses[3:])]
+
+    trainer = make_trainer(plain_prompts, teacher=teacher, max_steps=1, per_device_train_batch_size=8)
+    batches = collect_batches(trainer)
+    trainer.train()
+    assert batches[0]["pair_weight"].tolist()[:3] == [0, 0, 0]
+    assert logged(trainer, "corrections/missing") == [2 / 8]
+    assert logged(trainer, "corrections/truncated") == [1 / 8]
+    assert logged(trainer, "corrections/in_loss")[0] <= 5 / 8
+
+
+def test_truncated_responses_carry_no_end_and_can_be_masked(make_trainer, plain_prompts, teacher, tiny_model):
+    eos = AutoTokenizer.from_pretrained(tiny_model).eos_token_id
+    for mask in (False, True):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=teacher,
+            max_steps=1,
+            per_device_train_batch_size=16,
+            max_completion_length=4,
+            mask_truncated_completions=mask,
+            shared_prefix=False,
+            generation_kwargs={"suppress_tokens": [eos]},
+        )
+        batches = collect_batches(trainer)
+        trainer.train()
+        responses = batches[0]["input_ids"][16:][batches[0]["completion_mask"][16:].bool()]
+        assert eos not in responses.tolist()
+        assert logged(trainer, "responses/truncated") == [1.0]
+        assert (batches[0]["pair_weight"].sum() == 0) == mask
+
+
+def test_rewards_are_logged_for_response_and_correction(make_trainer, plain_prompts):
+    def length(completions, **columns):
+        return [None if i == 0 else float(len(completion)) for i, completion in enumerate(completions)]
+
+    trainer = make_trainer(
+        plain_prompts, teacher=lambda responses, **columns: ["abc"] * len(responses), reward_funcs=length, max_steps=1
+    )
+    trainer.train()
+    assert logged(trainer, "rewards/length/correction") == [3.0]
+    assert len(logged(trainer, "rewards/length/response")) == 1
+
+
+def test_evaluation_on_prompts_is_repeatable_and_leaves_training_alone(make_trainer, plain_prompts, teacher):
+    runs = []
+    for strategy in ("no", "steps"):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=teacher,
+            eval_dataset=plain_prompts.select(range(6)),
+            eval_strategy=strategy,
+            eval_steps=1,
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == runs[1]
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert "eval_logps/correction" in trainer.evaluate()
+
+
+def test_vllm_is_used_as_trl_offers_it(make_trainer, plain_prompts, teacher, monkeypatch):
+    """vLLM does not run here: its place is taken by an object that records how it is called."""
+    calls = []
+
+    class FakeVLLM:
+        def __init__(self, **kwargs):
+            calls.append(("init", kwargs["mode"], kwargs["max_completion_length"]))
+
+        def sync_weights(self):
+            calls.append(("sync",))
+
+        def generate(self, prompts, images, num_generations):
+            calls.append(("generate", len(prompts), num_generations))
+            return prompts, [[5, 6, 2] for _ in prompts], None, None
+
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization.correction_optimization_trainer._vllm_generation", lambda: FakeVLLM
+    )
+    trainer = make_trainer(plain_prompts, teacher=teacher, use_vllm=True, max_steps=2)
+    trainer.train()
+    assert calls == [("init", "colocate", 12), ("sync",), ("generate", 4, 1), ("sync",), ("generate", 4, 1)]
+
+
+def test_vllm_missing_is_said_at_the_start(make_trainer, plain_prompts, teacher):
+    with pytest.raises(ImportError, match=r"correction-trl\[vllm\]"):
+        make_trainer(plain_prompts, teacher=teacher, use_vllm=True)
+
+
+# ------------------------------------------------------------------ length prior
+
+
+def test_length_prior_shifts_the_margin_of_a_bounded_loss(make_trainer, plain_pairs):
+    """At the reference every margin is 0, so the loss is that of the shift log l(y') - log l(y) alone."""
+    dataset = plain_pairs.select(range(4))
+    trainer = make_trainer(
+        dataset,
+        loss_type="sigmoid",
+        beta=0.5,
+        nll_weight=0.0,
+        length_prior="normal",
+        length_prior_mean=5.0,
+        length_prior_std=3.0,
+        max_steps=1,
+    )
+    trainer.train()
+    expected = []
+    for row in dataset:
+        n_response, n_correction = len(row["response"]) + 1, len(row["correction"]) + 1  # one token a character, EOS
+        shift = ((n_response - 5) ** 2 - (n_correction - 5) ** 2) / (2 * 3**2)
+        expected.append(math.log(1 + math.exp(-0.5 * shift)))
+    assert losses(trainer)[0] == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_length_prior_shortens_on_policy_responses_under_the_linear_loss(make_trainer, plain_prompts):
+    """The teacher changes one letter and never the length: only the prior can say anything about length."""
+
+    def teacher(prompts, responses, **columns):
+        return [response[:-1] + ("a" if response[-1:] != "a" else "b") if response else "a" for response in responses]
+
+    lengths = {}
+    for prior in (None, "normal"):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=lambda prompts, responses, **columns: ["a" for _ in responses],
+            loss_type="linear",
+            nll_weight=0.0,
+            reference_free=True,
+            length_prior=prior,
+            length_prior_mean=1.0,
+            length_prior_std=1.0,
+            max_steps=1,
+            per_device_train_batch_size=32,
+        )
+        lengths[prior] = gradient(trainer)
+    differs = max((lengths["normal"][name] - lengths[None][name]).abs().max() for name in lengths[None])
+    assert differs > 1e-3
+
+
+def test_length_prior_without_a_gradient_is_refused(make_trainer, plain_pairs):
+    with pytest.raises(ValueError, match="constant without a gradient"):
+        make_trainer(
+            plain_pairs, loss_type="linear", length_prior="normal", length_prior_mean=5.0, length_prior_std=1.0
+        )
+
+
+# ------------------------------------------------------------------ adapters, quantization, checkpoints
+
+
+def test_gradient_checkpointing_changes_nothing(make_trainer, plain_pairs):
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    plain = gradient(make_trainer(plain_pairs, peft_config=adapter))
+    assert_same_gradient(plain, gradient(make_trainer(plain_pairs, peft_config=adapter, gradient_checkpointing=True)))
+
+
+@pytest.mark.parametrize("reference_free", [False, True])
+def test_qlora_on_policy(make_trainer, plain_prompts, teacher, reference_free):
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    trainer = make_trainer(
+        plain_prompts,
+        teacher=teacher,
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        reference_free=reference_free,
+        gradient_checkpointing=True,
+        eval_dataset=plain_prompts.select(range(4)),
+        max_steps=2,
+        learning_rate=1e-2,
+    )
+    assert trainer.ref_model is None
+    trainer.evaluate()  # in evaluation mode bitsandbytes would repack the weights and cut the gradient on some CPUs
+    before = {name: value for name, value in weights(trainer).items() if "lora" in name}
+    trainer.train()
+    after = weights(trainer)
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {name for name in before if "lora_B" in name} | {name for name in before if "lora_A" in name}
+    assert all(math.isfinite(loss) for loss in losses(trainer))
+
+
+def test_reference_free_loads_no_reference(make_trainer, plain_pairs):
+    trainer = make_trainer(plain_pairs, reference_free=True)
+    assert trainer.ref_model is None
+    trainer.train()
+    assert not logged(trainer, "kl")
+    assert make_trainer(plain_pairs).ref_model is not None
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_resuming_gives_the_run_that_was_not_interrupted(
+    make_trainer, plain_prompts, teacher, tmp_path, adapter, max_staleness
+):
+    def run(name, resume=None):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=teacher,
+            output_dir=str(tmp_path / name),
+            max_staleness=max_staleness,
+            gradient_accumulation_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            peft_config=LoraConfig(r=4, target_modules="all-linear") if adapter else None,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole")
+    resumed = run("resumed", resume=str(tmp_path / "whole" / "checkpoint-2"))
+    assert losses(resumed) == losses(whole)
+    assert logged(resumed, "num_tokens") == logged(whole, "num_tokens")
+    for name, parameter in weights(whole).items():
+        assert torch.equal(parameter, weights(resumed)[name]), name
+
+
+def test_a_second_call_of_train_samples_anew(make_trainer, plain_prompts, teacher):
+    class StopAfterOne(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 1
+
+    callback = StopAfterOne()
+    trainer = make_trainer(plain_prompts, teacher=teacher, max_staleness=3, callbacks=[callback])
+    trainer.train()
+    trainer.remove_callback(callback)
+    trainer.train()
+    assert logged(trainer, "staleness") == [0, 1, 2, 3]
+
+
+def test_no_correction_is_asked_for_that_no_update_will_use(make_trainer, plain_prompts):
+    asked = []
+
+    def teacher(responses, answer, **columns):
+        asked.extend(responses)
+        return answer
+
+    make_trainer(plain_prompts, teacher=teacher, max_staleness=3, max_steps=5).train()
+    assert len(asked) == 5 * 4
+
+
+def test_tokens_are_counted_on_after_a_resume_between_two_logs(make_trainer, plain_prompts, teacher, tmp_path):
+    def run(name, resume=None):
+        trainer = make_trainer(
+            plain_prompts,
+            teacher=teacher,
+            output_dir=str(tmp_path / name),
+            max_steps=6,
+            logging_steps=4,
+            save_strategy="steps",
+            save_steps=3,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return logged(trainer, "num_tokens")
+
+    assert run("whole") == run("resumed", str(tmp_path / "whole" / "checkpoint-3"))
+
+
+def test_evaluation_loss_does_not_depend_on_the_batch_size(make_trainer, plain_pairs):
+    rows = [
+        {**row, "correction": row["response"] if i >= 4 else row["correction"]} for i, row in enumerate(plain_pairs)
+    ]
+    for evaluation in (Dataset.from_list(rows[:16]), {"some": Dataset.from_list(rows[:16])}):
+        name = "eval_some_loss" if isinstance(evaluation, dict) else "eval_loss"
+        found = [
+            make_trainer(plain_pairs, eval_dataset=evaluation, per_device_eval_batch_size=size).evaluate()[name]
+            for size in (1, 4, 16)
+        ]
+        assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_value_functions_see_stored_texts_as_they_are(make_trainer, plain_pairs):
+    seen = []
+
+    def keep(completions, doc_ids, values, **columns):
+        seen.extend([*completions, *doc_ids, *values])
+        return [1.0] * len(completions)
+
+    dataset = plain_pairs.select(range(4)).add_column("doc_ids", ["d"] * 4).add_column("values", ["v"] * 4)
+    make_trainer(dataset.add_column("pair_weight", [0.0] * 4), reward_funcs=keep, max_steps=1).train()
+    texts = {text for row in plain_pairs.select(range(4)) for text in (row["response"], row["correction"])}
+    assert set(seen) == texts | {"d", "v"}
+
+
+def test_a_column_with_the_name_of_one_of_ours_changes_nothing(make_trainer, plain_pairs):
+    plain = make_trainer(plain_pairs, max_steps=2)
+    plain.train()
+    for name, value in (("values", "text"), ("pair_weight", 0.25), ("missing", 1.0), ("edit_ratio", "text")):
+        trainer = make_trainer(plain_pairs.add_column(name, [value] * len(plain_pairs)), max_steps=2)
+        trainer.train()
+        for key in ("loss", "corrections/in_loss", "corrections/missing", "correction_edit_ratio"):
+            assert logged(trainer, key) == logged(plain, key), (name, key)
+
+
+def test_the_check_of_packed_rows_comes_before_an_evaluation_and_waits_for_a_pair_with_an_edit(
+    make_trainer, chat_pairs, chat_prompts, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr(
+        "correction_trl.correction_optimization.correction_optimization_trainer.self_check",
+        lambda model, pairs, pad: checked.append(pairs),
+    )
+    make_trainer(chat_pairs, eval_dataset=chat_pairs.select(range(4))).evaluate()
+    assert len(checked) == 1
+    checked.clear()
+    calls = []
+
+    def teacher(responses, answer, **columns):
+        calls.append(1)
+        return responses if len(calls) == 1 else answer
+
+    make_trainer(chat_prompts, teacher=teacher, max_steps=3).train()
+    assert len(checked) == 1
+    assert all(pair["response_ids"] != pair["correction_ids"] for pair in checked[0])
+
+
+# ------------------------------------------------------------------ the displacement alarm
+
+
+def test_falling_corrections_raise_the_alarm_once(make_trainer, plain_pairs):
+    trainer = make_trainer(
+        plain_pairs,
+        loss_type="linear",
+        nll_weight=0.0,
+        reference_free=True,
+        learning_rate=2e-2,
+        max_steps=40,
+        per_device_train_batch_size=8,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    alarms = [str(w.message) for w in caught if "displacement" in str(w.message)]
+    assert len(alarms) == 1
+    assert "nll_weight" in alarms[0]
+
+
+def test_a_healthy_run_raises_no_alarm(make_trainer, plain_pairs):
+    trainer = make_trainer(plain_pairs, nll_weight=1.0, max_steps=40, per_device_train_batch_size=8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*displacement.*")
+        trainer.train()
+
+
+# ------------------------------------------------------------------ bad input, before anything is loaded
+
+
+def test_bad_input_is_one_sentence(make_trainer, plain_pairs, plain_prompts, teacher):
+    no_model = {"model": "a/model/that/is/never/loaded"}
+    with pytest.raises(ValueError, match="no `teacher` was given"):
+        make_trainer(plain_prompts, **no_model)
+    with pytest.raises(ValueError, match="drop the `teacher`"):
+        make_trainer(plain_pairs, teacher=teacher, **no_model)
+    with pytest.raises(ValueError, match="`train_dataset`, row 3: the correction is empty"):
+        rows = plain_pairs.to_list()
+        rows[3]["correction"] = ""
+        make_trainer(Dataset.from_list(rows), **no_model)
+    with pytest.raises(ValueError, match="`precompute_ref_log_probs` needs stored pairs"):
+        make_trainer(plain_prompts, teacher=teacher, precompute_ref_log_probs=True, **no_model)
+    with pytest.raises(ValueError, match="fewer than one batch of 4"):
+        make_trainer(plain_pairs.select(range(2)), dataloader_drop_last=True, **no_model)
+    with pytest.raises(ValueError, match="uses no reference"):
+        make_trainer(plain_pairs, reference_free=True, ref_model=object(), **no_model)
+
+
+def test_a_teacher_that_fails_stops_the_run_in_one_sentence(make_trainer, plain_prompts):
+    def broken(prompts, responses, **columns):
+        return responses[:-1]
+
+    with pytest.raises(RuntimeError, match="Step 0: The teacher 'broken' returned 3 items for 4 responses"):
+        make_trainer(plain_prompts, teacher=broken).train()
+
+
+def test_chat_data_needs_a_chat_template(make_trainer, chat_pairs, chat_prompts, teacher, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    for dataset, extra in ((chat_pairs, {}), (chat_prompts, {"teacher": teacher})):
+        with pytest.raises(ValueError, match="no chat template"):
+            make_trainer(dataset, processing_class=tokenizer, **extra)
+
+
+def test_one_row_is_enough(make_trainer, plain_pairs, plain_prompts, teacher):
+    make_trainer(plain_pairs.select(range(1)), max_steps=2).train()
+    make_trainer(plain_prompts.select(range(1)), teacher=teacher, max_steps=2).train()
+
+
+# ------------------------------------------------------------------ the part of TRL that is built upon
+
+
+def test_overridden_methods_of_trl_still_exist():
+    expected = {
+        "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+        "_set_signature_columns_if_needed": ["self"],
+        "_precompute_ref_logps": ["self", "dataset", "name", "batch_size"],
+        "compute_ref_log_probs": ["self", "model", "inputs"],
+        "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+        "_prepare_inputs": ["self", "inputs"],
+        "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+        "log": ["self", "logs", "start_time"],
+        "_save_checkpoint": ["self", "model", "trial"],
+        "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == parameters, name
+    overridden = {
+        name for name in vars(CorrectionOptimizationTrainer) if name in dir(DPOTrainer) and not name.startswith("__")
+    }
+    documented = set(expected) | {"evaluate", "train", "_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"}
+    assert overridden <= documented, overridden - documented

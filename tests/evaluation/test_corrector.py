@@ -1,0 +1,57 @@
+"""What a corrector adds to a generator, in numbers that can be checked on paper."""
+
+import pytest
+from datasets import Dataset
+from helpers import build_model
+
+from correction_trl.carry_addition import exact_match
+from correction_trl.evaluation import corrector as corrector_evaluation
+from correction_trl.evaluation.corrector import evaluate_corrector
+from correction_trl.inference import iterative
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tiny_tokenizer):
+    """Four problems: the generator is right on the first; the corrector spoils that one and repairs the next two."""
+    dataset = Dataset.from_list([{"prompt": f"{i} ", "answer": str(i)} for i in range(4)])
+    corrections = {"0": "9", "9": "9", "a1": "1", "1": "1", "a2": "2", "2": "2", "a3": "b3", "b3": "c3", "c3": "d3"}
+
+    def reply(texts):
+        return [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] + [2] for text in texts]
+
+    def generator(model, prompt_ids, config, batch_size=None):
+        numbers = [tiny_tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in prompt_ids]
+        return reply("0" if number == "0" else f"a{number}" for number in numbers)
+
+    def corrector(model, prompt_ids, config, batch_size=None):
+        texts = [tiny_tokenizer.decode(ids).removeprefix("<bos>") for ids in prompt_ids]
+        return reply(corrections[text[2:].partition("<")[0]] for text in texts)
+
+    monkeypatch.setattr(corrector_evaluation, "generate_completions", generator)
+    monkeypatch.setattr(iterative, "generate_completions", corrector)
+    model = build_model(tiny_tokenizer)
+
+    def evaluate(**settings):
+        found = evaluate_corrector(
+            model, tiny_tokenizer, model, tiny_tokenizer, dataset, exact_match, batch_size=3, **settings
+        )
+        return {name: summary["mean"] for name, summary in found.metrics.items()}
+
+    return evaluate
+
+
+def test_accuracies_and_changes(evaluate):
+    metrics = evaluate(max_corrections=3)
+    assert [metrics[f"acc@t{t}"] for t in (1, 2, 3, 4)] == [0.25, 0.5, 0.5, 0.5]
+    assert metrics["delta(i->c)"] == 0.5 and metrics["delta(c->i)"] == 0.25 and metrics["delta(t1,t2)"] == 0.25
+
+
+def test_an_oracle_protects_what_is_right(evaluate):
+    metrics = evaluate(max_corrections=3, oracle=True)
+    assert metrics["acc@t2"] == 0.75 and metrics["delta(c->i)"] == 0.0
+    assert evaluate(max_corrections=3).keys() == metrics.keys()
+
+
+def test_without_corrections_the_generator_alone_is_measured(evaluate):
+    metrics = evaluate(max_corrections=0)
+    assert metrics["acc@t1"] == 0.25 and "acc@t2" not in metrics

@@ -1,0 +1,216 @@
+import pytest
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from correction_trl.data_utils import (
+    PAIRS,
+    PROMPTS,
+    check_dataset,
+    dataset_kind,
+    message_text,
+    to_preference_columns,
+)
+
+
+PAIR = {"prompt": "1+1=", "response": "3", "correction": "2"}
+USER, ASSISTANT = [{"role": "user", "content": "1+1="}], [{"role": "assistant", "content": "2"}]
+
+
+def pairs(**changed) -> Dataset:
+    """Three good pairs, the second of them changed."""
+    return Dataset.from_list([PAIR, {**PAIR, **changed}, PAIR])
+
+
+def stream(*rows) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: iter(rows))
+
+
+def check_fails(dataset, match, teacher=None):
+    with pytest.raises(ValueError, match=match) as caught:
+        check_dataset(dataset, "train_dataset", teacher)
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- good data
+
+
+def test_stored_pairs_and_prompts_are_told_apart_by_their_columns():
+    assert dataset_kind(pairs()) == PAIRS
+    assert dataset_kind(pairs().rename_columns({"response": "rejected", "correction": "chosen"})) == PAIRS
+    assert dataset_kind(pairs().remove_columns("correction")) == PROMPTS
+    assert dataset_kind(Dataset.from_list([{"prompt": "1+1=", "answer": "2"}])) == PROMPTS
+    assert dataset_kind(stream(PAIR)) == PAIRS
+
+
+@pytest.mark.parametrize("fixture", ["plain_pairs", "chat_pairs"])
+def test_good_pairs_pass(fixture, request):
+    dataset = request.getfixturevalue(fixture)
+    check_dataset(dataset, "train_dataset")
+    check_dataset(dataset.to_iterable_dataset(), "train_dataset")
+    check_dataset(dataset.rename_columns({"response": "rejected", "correction": "chosen"}), "train_dataset")
+    check_dataset(dataset.with_format("torch"), "train_dataset")
+
+
+@pytest.mark.parametrize("fixture", ["plain_prompts", "chat_prompts"])
+def test_good_prompts_pass_with_a_teacher(fixture, request, teacher):
+    check_dataset(request.getfixturevalue(fixture), "train_dataset", teacher)
+
+
+def test_a_conversation_with_parts_passes():
+    message = {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "what is it?"}]}
+    check_dataset(Dataset.from_list([{"prompt": [message]}]), "train_dataset", teacher=len)
+    assert message_text([message]) == "what is it?"
+
+
+def test_message_text_is_that_of_the_last_message():
+    assert message_text("plain") == "plain"
+    assert message_text([*USER, *ASSISTANT]) == "2"
+
+
+# ---------------------------------------------------------------- bad data: one sentence, with the row
+
+
+@pytest.mark.parametrize("column", ["prompt", "response", "correction"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(None, r"is missing \(None\)"), ("", "is empty"), (" \n\t", "is empty")],
+)
+def test_a_bad_text_is_named_by_row_and_column(column, value, problem):
+    check_fails(pairs(**{column: value}), f"`train_dataset`, row 1: the {column} {problem}; correct or remove the row")
+
+
+@pytest.mark.parametrize("column", ["rejected", "chosen"])
+def test_a_bad_text_under_trls_names_is_named_by_them(column):
+    dataset = pairs(response=None, correction=None).rename_columns({"response": "rejected", "correction": "chosen"})
+    dataset = dataset.map(lambda row: {name: row[name] or "x" for name in {"rejected", "chosen"} - {column}})
+    check_fails(dataset, f"row 1: the {column} is missing")
+
+
+@pytest.mark.parametrize("column", ["prompt", "response", "correction"])
+def test_a_number_is_no_text(column):
+    check_fails(
+        pairs().remove_columns(column).add_column(column, [7, 8, 9]), f"row 0: the {column} is not text but int"
+    )
+
+
+@pytest.mark.parametrize("column", ["prompt", "response", "correction"])
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], r"is empty \(a list without messages\)"),
+        (None, r"is missing \(None\)"),
+        ([{"role": "user", "content": ""}], "has an empty message of the user"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}],
+            "an empty message of the assistant",
+        ),
+        ([{"role": "user", "content": None}], "has an empty message of the user"),
+    ],
+)
+def test_a_bad_conversation_is_named_by_row_and_column(chat_pairs, column, messages, problem):
+    rows = chat_pairs.select(range(3)).to_list()
+    rows[2][column] = messages
+    check_fails(Dataset.from_list(rows, features=chat_pairs.features), f"row 2: the {column} .*{problem}")
+
+
+def test_messages_without_role_or_content_are_named():
+    check_fails(pairs().map(lambda _: {"prompt": [{"text": "hi"}]}), "row 0: the prompt .* lacks 'role' or 'content'")
+    check_fails(Dataset.from_list([{**PAIR, "prompt": ["hi"]}]), "row 0: the prompt .* lacks 'role' or 'content'")
+    numbers = Dataset.from_list([{**PAIR, "prompt": [{"role": "user", "content": 7}]}])
+    check_fails(numbers, "row 0: the prompt has a message that is not text but int")
+
+
+def test_the_row_is_found_far_down():
+    rows = [PAIR] * 2345 + [{**PAIR, "correction": ""}]
+    check_fails(Dataset.from_list(rows), "row 2345: the correction is empty")
+
+
+def test_an_empty_dataset_is_named():
+    features = Features({name: Value("string") for name in PAIR})
+    check_fails(Dataset.from_dict({name: [] for name in PAIR}, features=features), "`train_dataset` is empty")
+    check_fails(Dataset.from_dict({}), "`train_dataset` is empty")
+    check_fails(stream(), "`train_dataset` is empty")
+
+
+def test_a_missing_prompt_column_is_named():
+    check_fails(pairs().remove_columns("prompt"), "`train_dataset` has no column 'prompt'; its columns are response")
+    check_fails(Dataset.from_list([{"question": "1+1="}]), "no column 'prompt'; its columns are question. It needs")
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [("response", "correction"), ("correction", "response"), ("rejected", "chosen"), ("chosen", "rejected")],
+)
+def test_a_pair_with_one_half_is_named_by_the_other(present, missing):
+    check_fails(
+        Dataset.from_list([{"prompt": "1+1=", present: "3"}]), f"the column '{missing}' is missing .*no `teacher`"
+    )
+
+
+def test_pairs_under_both_names_are_refused():
+    dataset = pairs().add_column("rejected", ["4"] * 3).add_column("chosen", ["2"] * 3)
+    check_fails(dataset, "both 'response' and 'correction' and TRL's 'rejected' and 'chosen'")
+
+
+@pytest.mark.parametrize("column", ["prompts", "responses", "completions"])
+def test_a_column_that_would_hide_an_argument_of_the_teacher_is_named(column):
+    check_fails(Dataset.from_list([{"prompt": "1+1=", column: "2"}]), f"rename the column '{column}'", teacher=len)
+
+
+def test_prompts_without_a_teacher_are_named():
+    check_fails(Dataset.from_list([{"prompt": "1+1="}]), "it has no responses and corrections .* and no `teacher` was")
+
+
+def test_the_first_row_of_a_stream_is_checked():
+    check_fails(stream({**PAIR, "response": ""}, PAIR), "row 0: the response is empty")
+
+
+@pytest.mark.parametrize("dataset", [[PAIR], {"train": pairs()}, "my/dataset"])
+def test_what_is_no_dataset_is_named(dataset):
+    with pytest.raises(TypeError, match=f"`train_dataset` must be a `datasets.Dataset`, got {type(dataset).__name__}"):
+        check_dataset(dataset, "train_dataset")
+
+
+def test_the_datasets_name_is_in_the_message():
+    with pytest.raises(ValueError, match="^`my evaluation`, row 1"):
+        check_dataset(pairs(prompt=""), "my evaluation")
+
+
+# ---------------------------------------------------------------- TRL's format
+
+
+def test_pairs_get_trls_names(plain_pairs):
+    for dataset in (plain_pairs, plain_pairs.to_iterable_dataset()):
+        row = next(iter(to_preference_columns(dataset)))
+        original = plain_pairs[0]
+        assert row == {
+            "prompt": original["prompt"],
+            "rejected": original["response"],
+            "chosen": original["correction"],
+        }
+
+
+def test_pairs_under_trls_names_stay_as_they_are(plain_pairs):
+    dataset = plain_pairs.rename_columns({"response": "rejected", "correction": "chosen"})
+    assert to_preference_columns(dataset).to_list() == dataset.to_list()
+
+
+def test_plain_responses_to_a_conversational_prompt_become_messages():
+    rows = [{"prompt": USER, "response": "3", "correction": "2"}, {"prompt": USER, "response": "4", "correction": "5"}]
+    dataset = to_preference_columns(Dataset.from_list(rows))
+    assert [(row["rejected"][0], row["chosen"][0]) for row in dataset] == [
+        ({"role": "assistant", "content": response}, {"role": "assistant", "content": correction})
+        for response, correction in (("3", "2"), ("4", "5"))
+    ]
+    assert dataset["prompt"][0] == USER
+
+
+def test_one_plain_and_one_conversational_response_become_messages():
+    dataset = to_preference_columns(Dataset.from_list([{"prompt": USER, "response": "3", "correction": ASSISTANT}]))
+    assert dataset[0]["rejected"] == [{"role": "assistant", "content": "3"}]
+    assert dataset[0]["chosen"] == ASSISTANT
+
+
+def test_conversations_stay_as_they_are(chat_pairs):
+    dataset = to_preference_columns(chat_pairs)
+    assert dataset["rejected"][:] == chat_pairs["response"][:] and dataset["chosen"][:] == chat_pairs["correction"][:]
+    assert dataset.features["chosen"] == List({"content": Value("string"), "role": Value("string")})
