@@ -178,7 +178,7 @@ def test_a_server_and_a_file(launch, tmp_path):
     with running() as server:
         arguments = (
             f"--model_name_or_path tiny --server_base_url {server.url} --dataset_name items.jsonl --controls false "
-            "--value_function test_recipe_evaluate:right_item --strategies resample"
+            "--value_function test_evaluate_recipe:right_item --strategies resample"
         )
         metrics = launch(arguments)
         asked = server.stats()["asked"]
@@ -208,7 +208,7 @@ def needs_gold(completions, gold, **_):
     [
         ("--dataset_name {prompts}", "No `value_function` was given"),
         ("--dataset_name {empty} --value_function correction_trl.carry_addition:exact_match", "the file is empty"),
-        ("--dataset_name {prompts} --value_function test_recipe_evaluate:needs_gold", "raised TypeError"),
+        ("--dataset_name {prompts} --value_function test_evaluate_recipe:needs_gold", "raised TypeError"),
         ("--prompt_template {{sum}}=", "`prompt_template` cannot be filled in (KeyError: 'sum')"),
         ("--strategies nowhere:f", "there is no module 'nowhere'"),
         ("--strategies with_corrector", "needs a `corrector`"),
