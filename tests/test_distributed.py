@@ -7,6 +7,9 @@ import torch
 from helpers import ROOT, launch
 
 
+pytestmark = pytest.mark.slow
+
+
 # One update on eight pairs of differing length, one of them unchanged; writes the gradient, and the losses of three
 # steps
 SCRIPT = """

@@ -11,6 +11,9 @@ from hub_stand_in import TOKEN, HubStandIn, run_online
 from peft import LoraConfig, get_peft_model
 
 
+pytestmark = pytest.mark.slow
+
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "correction_optimization.py"
 PUSH = "from correction_trl.recipe import push_folder; push_folder({folder!r}, {repository!r}, {private}, None)"
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,7 +35,7 @@ def test_the_first_two_blocks_are_one_command_each():
         assert len(block.strip().splitlines()) == 1
         assert block.startswith("pip install -c constraints.txt -e ")
     assert "accelerate launch recipes/correction_optimization.py" in run
-    assert test.strip().endswith("pytest")
+    assert test.strip().endswith("pytest -n auto")
     assert "readme_block 1" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -49,6 +51,7 @@ def test_the_qlora_command_parses(monkeypatch):
     assert model.load_in_4bit and model.use_peft and model.dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
     """In a process of its own, with the paths of a clone, as a reader would run it."""
     example = blocks("python")[1].replace('output_dir="outputs/example"', f"output_dir={str(tmp_path)!r}")

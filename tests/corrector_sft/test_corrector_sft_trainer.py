@@ -274,6 +274,7 @@ ROUNDS = {
 
 
 @pytest.mark.parametrize("more", [{"max_per_prompt": 4, "feedback_function": says_value}, ROUNDS])
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_explores_ends_as_the_whole_one(make_trainer, tmp_path, plain_prompts, more):
     dataset = plain_prompts.select(range(8))
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **more}
@@ -361,6 +362,7 @@ trainer.accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_pool_and_train_as_one(make_trainer, tmp_path, tiny_model, plain_prompts):
     dataset = plain_prompts.select(range(7))
     dataset.save_to_disk(tmp_path / "data")

@@ -184,6 +184,7 @@ class TestServerChat:
         with pytest.raises(BadInput, match="The server's address"):
             ServerChat("tiny", "localhost:8000")
 
+    @pytest.mark.slow
     def test_a_real_server_gives_what_the_model_in_this_process_gives(self, transformers_serve):
         path = embedded_path("tiny-carry-chat")
         problems = load_dataset(embedded_path("carry_addition"), split="test[:6]")

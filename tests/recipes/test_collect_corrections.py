@@ -20,6 +20,9 @@ from correction_trl.teachers.console import ProgressLine, progress_text
 from correction_trl.teachers.store import STATUSES, Correction, CorrectionStore
 
 
+pytestmark = pytest.mark.slow
+
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "collect_corrections.py"
 KEY = "sk-standin-key-that-must-never-be-shown-0123456789"
 

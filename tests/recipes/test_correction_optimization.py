@@ -13,6 +13,9 @@ from correction_trl.carry_addition import embedded_path
 from correction_trl.recipe import run
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -14,6 +14,9 @@ from correction_trl.policy.corrector_prompt import FILE_NAME
 from correction_trl.recipe import run
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs" / "corrector_sft"
 

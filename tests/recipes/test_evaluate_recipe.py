@@ -17,6 +17,9 @@ from correction_trl.carry_addition import embedded_path
 from correction_trl.recipe import run
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 CONTROLS = {"self_consistency", "best_of_n_oracle", "resample"}
 FILES = {"metrics.json", "transitions.png", "accuracy_by_turn.png", "accuracy_tokens.png", "card_entry.md", "traces"}

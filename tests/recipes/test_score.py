@@ -12,6 +12,9 @@ from transformers import AutoModelForCausalLM
 from correction_trl.recipe import run
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs" / "score"
 KEYS = {"acc@t1", "acc@t2", "delta(t1,t2)", "delta(i->c)", "delta(c->i)", "edit_distance_ratio", "answer_changed"}

@@ -14,6 +14,9 @@ from tiny_vision_models import build_llava, image_problems
 from correction_trl.recipe import run
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[2]
 FILES = {"metrics.json", "README.md", "learning_curves.png", "before_after.png"}
 

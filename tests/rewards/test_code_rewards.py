@@ -58,6 +58,7 @@ class TestExtractCode:
 
 class TestHumanEval:
     @needs_data
+    @pytest.mark.slow
     def test_canonical_solutions_and_empty_ones(self):
         data = humaneval()
         value = CodeTests(kind="humaneval", sandbox=SANDBOX)
@@ -159,6 +160,7 @@ class TestMBPP:
 
 class TestMathProgram:
     @needs_data
+    @pytest.mark.slow
     def test_gsm8k_programs(self):
         """GSM8K's own calculator marks, as programs: `<<16-3-4=9>>` is one step. Right, and wrong by one."""
         lines = (DATA / "gsm8k/test.jsonl").read_text().splitlines()[:150]

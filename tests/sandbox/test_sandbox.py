@@ -57,6 +57,7 @@ def nothing_left(tmp_path_factory, monkeypatch):
 
 
 @needs_isolation
+@pytest.mark.slow
 class TestAttacks:
     @pytest.fixture(autouse=True)
     def host(self, tmp_path, monkeypatch, nothing_left):

@@ -74,6 +74,7 @@ def test_what_is_stored_is_not_asked_again_and_equal_rows_are_asked_once(store):
         assert sum(server.stats()["asked"].values()) == 35 and len(store) == 35
 
 
+@pytest.mark.slow
 def test_every_item_that_can_succeed_does_and_the_others_are_told_with_the_reason(store):
     n, share, stubborn = 400, 0.05, 0.2
     with running(latency=0.005, faults=",".join(FAULTS), share=share, stubborn=stubborn) as server:
@@ -274,6 +275,7 @@ def start_collections(context, n_processes, *arguments):
     return processes
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing_store_nothing_twice_and_ask_again_only_what_was_in_flight(tmp_path, forks):
     path, n, moments = tmp_path / "s.sqlite", 2000, random.Random(0)
     stored = set()
@@ -318,6 +320,7 @@ def test_two_processes_share_the_work(tmp_path, forks):
         assert store.counts()["corrected"] == len(store) == 1500
 
 
+@pytest.mark.slow
 def test_transformers_serve_teaches_end_to_end(tmp_path, tiny_model, store):
     for package in ("fastapi", "uvicorn", "openai"):
         if importlib.util.find_spec(package) is None:
