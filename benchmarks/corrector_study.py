@@ -31,11 +31,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from correction_trl import CorrectorSFTConfig, CorrectorSFTTrainer
 from correction_trl.carry_addition import embedded_path, exact_match, marked_digits, right_digits
-from correction_trl.evaluation.corrector import evaluate_corrector
+from correction_trl.evaluation import evaluate_corrector
 from correction_trl.evaluation.metrics import summarize
 from correction_trl.policy.generation import generate_completions, sampling_config
 from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.reporting import installed_versions
 
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl.carry_addition import embedded_path, exact_match
-from correction_trl.evaluation.evaluate import evaluate_attempts, evaluate_traces
+from correction_trl.evaluation import evaluate_attempts, evaluate_traces
 from correction_trl.inference._gated_revision import gated_revision, samples_agree
 from correction_trl.inference._intrinsic import intrinsic
 from correction_trl.inference.best_of_n import best_of_n_oracle
@@ -25,7 +25,7 @@ from correction_trl.inference.chat import LocalChat
 from correction_trl.inference.resample import resample
 from correction_trl.inference.self_consistency import self_consistency
 from correction_trl.inference.strategy import Problem, run
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.reporting import installed_versions
 
 
 RESULTS = Path(__file__).parent.parent / "results" / "evaluation_speed.json"

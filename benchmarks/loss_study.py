@@ -22,8 +22,8 @@ from trl import SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path, exact_match, one_digit_teacher, right_answer_teacher
-from correction_trl.evaluation.evaluate import evaluate_corrections
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.evaluation import evaluate_corrections
+from correction_trl.reporting import installed_versions
 
 
 ROOT = Path(__file__).parent.parent

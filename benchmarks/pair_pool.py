@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from correction_trl.corrector_sft.pair_pool import PairPool, Record
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.reporting import installed_versions
 
 
 RESULTS = Path(__file__).parent.parent / "results" / "corrector_pair_pool.json"

@@ -43,7 +43,7 @@ from trl.trainer.utils import compute_flops_per_token
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.correction_optimization.shared_prefix import MIN_EXPECTED_SPEEDUP
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.reporting import installed_versions
 
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
-from correction_trl.evaluation.evaluate import evaluate_attempts
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.evaluation import evaluate_attempts
+from correction_trl.reporting import installed_versions
 from correction_trl.self_correction_dpo.pairs import Transcript, make_pairs, sample_transcripts
 
 

@@ -24,7 +24,7 @@ from correction_trl import SCoReConfig, SCoReTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.policy.generation import generate_completions
 from correction_trl.policy.tokenization import decode, tokenize_prompt
-from correction_trl.reporting.run_report import command_line, installed_versions
+from correction_trl.reporting import command_line, installed_versions
 from correction_trl.score.turn_credit import leave_one_out, multi_turn_loss, turn_returns
 
 

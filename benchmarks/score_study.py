@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl import CorrectorSFTTrainer, SCoReTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
-from correction_trl.evaluation.evaluate import evaluate_attempts
+from correction_trl.evaluation import evaluate_attempts
 from correction_trl.evaluation.metrics import self_correction_metrics, summarize
 from correction_trl.policy.attempts import FollowUp, sample_attempts
 from correction_trl.policy.generation import generate_completions, sampling_config
 from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
-from correction_trl.reporting.run_report import installed_versions
+from correction_trl.reporting import installed_versions
 
 
 ROOT = Path(__file__).parent.parent

@@ -21,14 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from correction_trl.carry_addition import embedded_path, exact_match
-from correction_trl.evaluation.evaluate import evaluate_traces
+from correction_trl.evaluation import evaluate_traces
 from correction_trl.inference._gated_revision import gated_revision
 from correction_trl.inference._intrinsic import intrinsic
 from correction_trl.inference._proco import proco, verify_by_key_condition
 from correction_trl.inference.answers import whole_text
 from correction_trl.inference.chat import LocalChat
 from correction_trl.inference.strategy import Problem, run
-from correction_trl.reporting.run_report import command_line, installed_versions
+from correction_trl.reporting import command_line, installed_versions
 
 
 RESULTS = Path(__file__).parent.parent / "results" / "strategies.json"

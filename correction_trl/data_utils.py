@@ -6,9 +6,13 @@ with a conversational prompt, a response may also be given as plain text. Pairs 
 the token ids as well (`prompt_ids`, `rejected_ids`, `chosen_ids`), and are then trained on as those.
 """
 
+import re
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .errors import BadInput
 
@@ -158,3 +162,31 @@ def _problem(value: Any) -> str | None:
         if not isinstance(content, str | list):
             return f"has a message that is not text but {type(content).__name__}"
     return None
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a model or dataset name refers to the Hub. A path of that name wins, as it does when loading."""
+    if name is None or Path(name).expanduser().exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def public_name(name: str | None, default: str | None = None) -> str | None:
+    """
+    Name of a model or dataset for messages and cards: a Hub id as it is, of a path the last part.
+
+    Args:
+        name (`str`, *optional*):
+            Hub id or path.
+        default (`str`, *optional*):
+            What to call one that has no name.
+    """
+    if not name or is_hub_id(name):
+        return name or default
+    if Path(name).is_dir():  # "." has a name of its own
+        return Path(name).resolve().name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
 from trl import TrlParser
 
+from .data_utils import public_name as public_name
 from .errors import BadInput, TeacherFailed
 
 
@@ -286,11 +287,6 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
             f"{repo_type} --exclude 'checkpoint-*/*'`."
         ) from None
     print(f"Pushed to https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}")
-
-
-def public_name(model: str, default: str) -> str:
-    """Name of a model for messages and cards: a Hub id as it is, the last folder of a local path."""
-    return Path(model).resolve().name if model and Path(model).is_dir() else (model or default)
 
 
 def as_dict(*configs: Any) -> dict[str, Any]:

@@ -73,8 +73,7 @@ def main(script_args, teacher_args, model_args):
     from correction_trl.errors import BadInput
     from correction_trl.functions import import_function
     from correction_trl.recipe import as_dict, check_folders, check_push, load_split, public_name, push_folder
-    from correction_trl.reporting.corrections_dataset import write_dataset
-    from correction_trl.reporting.run_report import write_metrics
+    from correction_trl.reporting import write_dataset, write_metrics
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.base import as_teacher
     from correction_trl.teachers.collection import collect, improves

@@ -59,7 +59,7 @@ def main(script_args, teacher_args, training_args, model_args):
     from correction_trl.carry_addition import embedded_path
     from correction_trl.data_utils import PROMPTS, dataset_kind
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation.evaluate import evaluate_corrections
+    from correction_trl.evaluation import evaluate_corrections
     from correction_trl.functions import import_function
     from correction_trl.recipe import (
         as_dict,
@@ -70,7 +70,7 @@ def main(script_args, teacher_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.reporting.run_report import write_report
+    from correction_trl.reporting import write_report
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.collection import StoringTeacher
 

@@ -117,7 +117,7 @@ def main(args, model_args):
     from correction_trl.carry_addition import embedded_path
     from correction_trl.data_utils import check_dataset
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation.evaluate import evaluate_traces
+    from correction_trl.evaluation import evaluate_traces
     from correction_trl.functions import call_value_function, import_function
     from correction_trl.inference._solve import solve
     from correction_trl.inference._with_corrector import Corrector
@@ -128,7 +128,7 @@ def main(args, model_args):
     from correction_trl.inference.trace_store import TraceStore, model_version
     from correction_trl.policy.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
     from correction_trl.recipe import as_dict, check_folders, load_split, public_name, with_prompts
-    from correction_trl.reporting.evaluation_report import write_evaluation
+    from correction_trl.reporting import write_evaluation
 
     start = time.time()
     accelerator = Accelerator()

@@ -58,7 +58,7 @@ def main(script_args, training_args, model_args):
     from correction_trl import SCoReTrainer
     from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
-    from correction_trl.evaluation.evaluate import Evaluation
+    from correction_trl.evaluation import Evaluation
     from correction_trl.functions import import_function
     from correction_trl.recipe import (
         as_dict,
@@ -69,7 +69,7 @@ def main(script_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.reporting.run_report import SCORE_PANELS, write_report
+    from correction_trl.reporting import SCORE_PANELS, write_report
 
     start = time.time()
     output_dir = Path(training_args.output_dir)

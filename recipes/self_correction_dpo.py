@@ -96,7 +96,7 @@ def main(script_args, training_args, model_args):
         set_model_init_kwargs,
         take_over_push,
     )
-    from correction_trl.reporting.run_report import write_report
+    from correction_trl.reporting import write_report
     from correction_trl.self_correction_dpo.pairs import evaluate_transcripts, make_pairs, sample_transcripts
 
     start = time.time()

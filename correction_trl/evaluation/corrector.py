@@ -39,7 +39,7 @@ def evaluate_corrector(
     """
     The generator answers, and the corrector corrects that up to `max_corrections` times.
 
-    The keys are those of [`~correction_trl.evaluation.evaluate.evaluate_traces`]: `acc@t1` is the generator alone,
+    The keys are those of [`~correction_trl.evaluation.evaluate_traces`]: `acc@t1` is the generator alone,
     `acc@t2` after one correction, and so on. All processes of a distributed run share the work and get the
     same result.
 
@@ -81,7 +81,7 @@ def evaluate_corrector(
             Passed to the chat templates.
 
     Returns:
-        [`~correction_trl.evaluation.evaluate.Evaluation`].
+        [`~correction_trl.evaluation.Evaluation`].
 
     Raises:
         BadInput: If the dataset or one of the functions is at fault.

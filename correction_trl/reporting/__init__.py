@@ -1,0 +1,56 @@
+"""What a run leaves behind for its reader: numbers, pictures and cards."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+# Public name -> module. Loaded on first use: drawing needs matplotlib.
+_PUBLIC = {
+    "CORRECTION_OPTIMIZATION_PANELS": "plots",
+    "CORRECTOR_SFT_PANELS": "plots",
+    "SCORE_PANELS": "plots",
+    "command_line": "privacy",
+    "examples_markdown": "edits",
+    "installed_versions": "run_metrics",
+    "plot_before_after": "plots",
+    "plot_edit_distribution": "plots",
+    "plot_examples": "edits",
+    "plot_learning_curves": "plots",
+    "print_summary": "run_metrics",
+    "publishable": "privacy",
+    "redact_secrets": "privacy",
+    "write_dataset": "corrections_dataset",
+    "write_evaluation": "strategies_report",
+    "write_metrics": "run_metrics",
+    "write_model_card": "model_card",
+    "write_report": "run_report",
+}
+
+__all__ = [*_PUBLIC]
+
+if TYPE_CHECKING:
+    from .corrections_dataset import write_dataset  # noqa: F401
+    from .edits import examples_markdown, plot_examples  # noqa: F401
+    from .model_card import write_model_card  # noqa: F401
+    from .plots import (  # noqa: F401
+        CORRECTION_OPTIMIZATION_PANELS,
+        CORRECTOR_SFT_PANELS,
+        SCORE_PANELS,
+        plot_before_after,
+        plot_edit_distribution,
+        plot_learning_curves,
+    )
+    from .privacy import command_line, publishable, redact_secrets  # noqa: F401
+    from .run_metrics import installed_versions, print_summary, write_metrics  # noqa: F401
+    from .run_report import write_report  # noqa: F401
+    from .strategies_report import write_evaluation  # noqa: F401
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted(__all__)

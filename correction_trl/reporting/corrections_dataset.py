@@ -14,14 +14,10 @@ from ..errors import BadInput
 from ..evaluation.metrics import edit_ratio, summarize
 from ..teachers.prompting import TEMPLATES, CorrectionPrompt
 from ..teachers.store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE, Correction, to_dataset
-from .run_report import (
-    command_line,
-    examples_markdown,
-    installed_versions,
-    plot_edit_distribution,
-    plot_examples,
-    publishable,
-)
+from .edits import examples_markdown, plot_examples
+from .plots import plot_edit_distribution
+from .privacy import command_line, publishable
+from .run_metrics import installed_versions
 
 
 def write_dataset(

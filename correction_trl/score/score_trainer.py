@@ -25,7 +25,7 @@ from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from ..data_utils import check_dataset, message_text
 from ..errors import BadInput
-from ..evaluation.evaluate import evaluate_attempts
+from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
 from ..functions import call_value_function
 from ..policy.attempts import FollowUp, sample_attempts
@@ -732,7 +732,7 @@ class SCoReTrainer(RLOOTrainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """
         Measure greedy and sampled attempts on the evaluation dataset with
-        [`~correction_trl.evaluation.evaluate.evaluate_attempts`]. The sampled metrics end in `/sampled`; samples are
+        [`~correction_trl.evaluation.evaluate_attempts`]. The sampled metrics end in `/sampled`; samples are
         drawn at `temperature` from the whole distribution (`top_p`, `top_k` and `generation_kwargs` are training's
         alone).
 
@@ -764,7 +764,7 @@ class SCoReTrainer(RLOOTrainer):
 
     def evaluate_attempts(self, dataset: Dataset, temperature: float = 0.0, **kwargs: Any):
         """
-        [`~correction_trl.evaluation.evaluate.evaluate_attempts`] of the policy as it is now, with the run's settings.
+        [`~correction_trl.evaluation.evaluate_attempts`] of the policy as it is now, with the run's settings.
 
         Args:
             dataset ([`~datasets.Dataset`]):
@@ -775,7 +775,7 @@ class SCoReTrainer(RLOOTrainer):
                 Passed on.
 
         Returns:
-            [`~correction_trl.evaluation.evaluate.Evaluation`].
+            [`~correction_trl.evaluation.Evaluation`].
         """
         return evaluate_attempts(
             self.accelerator.unwrap_model(self.model),

@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..data_utils import public_name
 from ..errors import BadInput
 from ..policy.generation import generate_completions, sampling_config
 from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
-from ..recipe import public_name
 from .base import Item, Keep, Teacher, batches
 from .prompting import CorrectionPrompt
 from .store import UNPARSABLE, Correction

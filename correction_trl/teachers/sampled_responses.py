@@ -12,11 +12,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from ..data_utils import check_dataset
+from ..data_utils import check_dataset, public_name
 from ..errors import BadInput
 from ..policy.generation import generate_completions, sampling_config
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, stop_token_ids, tokenize_prompt
-from ..recipe import public_name
 
 
 def sampled_responses(

@@ -6,7 +6,7 @@ from helpers import build_model
 
 from correction_trl.carry_addition import exact_match
 from correction_trl.evaluation import corrector as corrector_evaluation
-from correction_trl.evaluation.corrector import evaluate_corrector
+from correction_trl.evaluation import evaluate_corrector
 from correction_trl.inference import iterative
 
 

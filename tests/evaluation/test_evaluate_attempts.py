@@ -10,7 +10,7 @@ from helpers import build_model, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from correction_trl.evaluation.evaluate import evaluate_attempts, evaluate_traces
+from correction_trl.evaluation import evaluate_attempts, evaluate_traces
 from correction_trl.evaluation.metrics import attempt_metrics, self_correction_metrics, summarize_ratio
 from correction_trl.inference.strategy import Trace
 

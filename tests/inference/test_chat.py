@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.errors import BadInput, TeacherFailed
-from correction_trl.evaluation.evaluate import evaluate_attempts, evaluate_traces
+from correction_trl.evaluation import evaluate_attempts, evaluate_traces
 from correction_trl.inference._gated_revision import gated_revision
 from correction_trl.inference._intrinsic import intrinsic
 from correction_trl.inference.chat import Conversation, LocalChat

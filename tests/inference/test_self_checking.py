@@ -8,19 +8,17 @@ from datasets import Dataset
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
+from correction_trl.evaluation import attack_success
 from correction_trl.inference._self_checking import (
     CHECK,
-    Harmlessness,
-    attack_success,
     checked_dialogues,
     load_dialogues,
-    refusal,
-    refuses,
     save_dialogues,
     self_checking,
     self_checking_backup,
 )
 from correction_trl.inference.strategy import Problem, run
+from correction_trl.rewards.harmlessness import Harmlessness, refusal, refuses
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

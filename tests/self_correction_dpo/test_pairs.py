@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.errors import BadInput
-from correction_trl.evaluation.evaluate import evaluate_attempts
+from correction_trl.evaluation import evaluate_attempts
 from correction_trl.self_correction_dpo.pairs import Transcript, evaluate_transcripts, make_pairs, sample_transcripts
 
 

@@ -7,8 +7,8 @@ import torch
 from helpers import build_model, build_tokenizer, edit_distance, teacher
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import correction_trl.evaluation.evaluate
-from correction_trl.evaluation.evaluate import evaluate_corrections, sequence_log_probs
+import correction_trl.evaluation.corrections
+from correction_trl.evaluation.corrections import evaluate_corrections, sequence_log_probs
 from correction_trl.policy.generation import generate_completions
 
 
@@ -30,7 +30,7 @@ def sampled_ids(monkeypatch):
         seen["sampled" if generation_config.do_sample else "greedy"] += completions
         return completions
 
-    monkeypatch.setattr(correction_trl.evaluation.evaluate, "generate_completions", spy)
+    monkeypatch.setattr(correction_trl.evaluation.corrections, "generate_completions", spy)
     return seen
 
 

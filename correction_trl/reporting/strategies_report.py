@@ -21,22 +21,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..data_utils import is_hub_id, public_name
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.metrics import paired_difference
-from ..recipe import public_name
-from .run_report import (
-    _STYLE,
-    METRIC_DESCRIPTIONS,
-    _format_summary,
-    _is_hub_id,
-    _is_number,
-    _legend_above,
-    _save,
-    plot_before_after,
-    print_summary,
-    redact_secrets,
-    write_metrics,
-)
+from .plots import STYLE, legend_above, plot_before_after, save_figure
+from .privacy import redact_secrets
+from .run_metrics import METRIC_DESCRIPTIONS, format_summary, is_number, print_summary, write_metrics
 
 
 logger = logging.getLogger(__name__)
@@ -104,10 +94,10 @@ def strategy_rows(evaluations: Mapping[str, Evaluation], main: str, separator: s
         metrics, turns = evaluation.metrics, last_turn(evaluation)
         at = "" if turns == 2 else f"@t{turns}"
         keys = ["acc@t1", f"acc@t{turns}", f"delta(i->c){at}", f"delta(c->i){at}"]
-        cells = [_format_summary(key, metrics.get(key), separator=separator) for key in keys]
+        cells = [format_summary(key, metrics.get(key), separator=separator) for key in keys]
         tokens = metrics["tokens"]["mean"]
-        cells.append(f"{tokens:.0f}" if _is_number(tokens) else "-")
-        cells.append(_format_summary("acc@t1", differences.get(name), difference=True, separator=separator))
+        cells.append(f"{tokens:.0f}" if is_number(tokens) else "-")
+        cells.append(format_summary("acc@t1", differences.get(name), difference=True, separator=separator))
         rows.append([name, *cells, str(metrics["acc@t1"]["n"])])
     return rows
 
@@ -190,7 +180,7 @@ def plot_transitions(evaluations: Mapping[str, Evaluation], path: str | os.PathL
     if not panels:
         logger.warning("No transitions were drawn: no problem has two judged attempts.")
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         width = sum(1.6 + 2.2 * right.shape[1] for right in panels.values())
         figure = Figure(figsize=(max(6.4, width), 4.4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
@@ -199,7 +189,7 @@ def plot_transitions(evaluations: Mapping[str, Evaluation], path: str | os.PathL
             _draw_transitions(axis, right)
             axis.set_title(title, pad=10)
         axes[0].set_ylabel("share of the problems (%)")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _judged_samples(evaluation: Evaluation) -> np.ndarray:
@@ -292,11 +282,11 @@ def plot_accuracy_tokens(evaluations: Mapping[str, Evaluation], path: str | os.P
 
 
 def _plot_accuracy(evaluations, path, points, label: str, title: str, whole: bool) -> Path | None:
-    shown = {name: e for name, e in evaluations.items() if _is_number(e.metrics["acc@t1"]["mean"])}
+    shown = {name: e for name, e in evaluations.items() if is_number(e.metrics["acc@t1"]["mean"])}
     if not shown:
         logger.warning("%s was not drawn: no problem was judged.", title)
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 4.8), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         axis = figure.subplots()
@@ -319,8 +309,8 @@ def _plot_accuracy(evaluations, path, points, label: str, title: str, whole: boo
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         else:
             axis.set_xlim(left=0)
-        _legend_above(axis, title)
-        return _save(figure, path)
+        legend_above(axis, title)
+        return save_figure(figure, path)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -376,10 +366,10 @@ def eval_results(evaluation: Evaluation, strategy: str, dataset_name: str, datas
             metric_name=f"{name}, {strategy}"
             + (f": {METRIC_DESCRIPTIONS[name]}" if name in METRIC_DESCRIPTIONS else ""),
             metric_value=round(summary["mean"], 6),
-            metric_args={key: round(summary[key], 6) for key in ("low", "high", "n") if _is_number(summary[key])},
+            metric_args={key: round(summary[key], 6) for key in ("low", "high", "n") if is_number(summary[key])},
         )
         for name, summary in evaluation.metrics.items()
-        if _is_number(summary["mean"]) and not name.startswith(("tokens", "responses/"))
+        if is_number(summary["mean"]) and not name.startswith(("tokens", "responses/"))
     ]
 
 
@@ -523,7 +513,7 @@ def write_evaluation(
     )
     title = f"{data} ({split})"
     section = card_section(after, main, title, how)
-    results = eval_results(after[main], main, title, dataset_name if _is_hub_id(dataset_name) else "custom")
+    results = eval_results(after[main], main, title, dataset_name if is_hub_id(dataset_name) else "custom")
     write_card_entry(output_dir / "card_entry.md", section, results, model)
     if update_model_card:
         update_card(Path(model_name) / "README.md", section, results, model)

@@ -9,9 +9,9 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from rich.console import Console
 
-from correction_trl.evaluation.evaluate import evaluate_traces
+from correction_trl.evaluation import evaluate_traces
 from correction_trl.inference.strategy import Trace
-from correction_trl.reporting.evaluation_report import (
+from correction_trl.reporting.strategies_report import (
     against,
     card_section,
     eval_results,

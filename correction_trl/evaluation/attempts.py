@@ -1,0 +1,147 @@
+"""Whether a policy's second attempt is better than its first, on problems that it was not trained on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data_utils import check_dataset
+from ..errors import BadInput
+from ..inference.answers import whole_text
+from ..inference.strategy import Trace
+from ..policy.attempts import FollowUp, sample_attempts
+from ..policy.generation import sampling_config
+from ..policy.tokenization import (
+    chat_template_kwargs,
+    check_tokenizer,
+    decode,
+    stop_token_ids,
+    tokenize_prompt,
+)
+from .evaluate import Evaluation, judge_traces, summarize_records
+
+
+def evaluate_attempts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    value_function: Callable,
+    instruction: str,
+    n_turns: int = 2,
+    temperature: float = 0.0,
+    samples: int = 1,
+    max_completion_length: int = 256,
+    batch_size: int = 64,
+    seed: int = 0,
+    n_examples: int = 8,
+    threshold: float = 1.0,
+    extract_answer: Callable[[str], str | None] = whole_text,
+    template_kwargs: dict[str, Any] | None = None,
+) -> Evaluation:
+    """
+    Evaluate a policy that is asked to correct itself: the problem, its attempt, the instruction, its next attempt, and
+    so on in one conversation. Nothing tells it whether an attempt was right.
+
+    The keys are those of [`evaluate_traces`]: `acc@t1`, `acc@t2`, `delta(t1,t2)`, `delta(i->c)`, `delta(c->i)`, ... as
+    fractions of all problems.
+
+    All processes of a distributed run share the work and get the same result.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, unwrapped.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        dataset ([`~datasets.Dataset`]):
+            Column `prompt`, and whatever the value function needs.
+        value_function (`Callable`):
+            With TRL's `reward_funcs` signature. It judges each attempt alone.
+        instruction (`str`):
+            What the user says after each attempt but the last.
+        n_turns (`int`, *optional*, defaults to `2`):
+            Attempts per problem.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Of all attempts; 0 is greedy decoding.
+        samples (`int`, *optional*, defaults to `1`):
+            Independent conversations per problem; a problem's metrics are means over them.
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens of an attempt.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Conversations per batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the samples.
+        n_examples (`int`, *optional*, defaults to `8`):
+            How many examples to keep; those whose verdict changed first.
+        threshold (`float`, *optional*, defaults to `1.0`):
+            A response is right if its value is at least this.
+        extract_answer (`Callable`, *optional*):
+            From the text of a response to its answer, `None` if there is none to be found (see
+            `inference/answers.py`). By default the whole text is the answer, and an empty one is none.
+        template_kwargs (`dict`, *optional*):
+            Arguments of the chat template for all rows; a row's own come first.
+
+    Returns:
+        [`Evaluation`].
+
+    Raises:
+        BadInput: If the dataset, the chat template or the value function is at fault.
+
+    Example:
+
+    ```python
+    instruction = "There might be an error in the answer above. Please correct it."
+    evaluation = evaluate_attempts(model, tokenizer, dataset, exact_match, instruction, max_completion_length=16)
+    print(evaluation.metrics["acc@t1"], evaluation.metrics["delta(i->c)"])
+    ```
+    """
+    check_dataset(dataset, "the evaluation dataset", value_function)
+    if samples > 1 and temperature == 0:
+        raise BadInput(f"`samples={samples}` greedy samples are all the same; set a `temperature`, or one sample.")
+    conversational = not isinstance(dataset[0]["prompt"], str)
+    check_tokenizer(tokenizer, conversational)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    config = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
+    follow_ups: dict[str, FollowUp] = {}
+    was_training = model.training
+    model.eval()
+    records = []
+    with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
+        prompts = {}
+        for row in rows:
+            kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
+            key = json.dumps(kwargs, sort_keys=True)
+            if key not in follow_ups:
+                follow_ups[key] = FollowUp(tokenizer, stop_ids, conversational, kwargs)
+            prompts[row] = tokenize_prompt(tokenizer, dataset[row]["prompt"], **kwargs)[1], follow_ups[key]
+        # By length, so that little is padded
+        conversations = sorted(
+            ((row, sample) for row in rows for sample in range(samples)), key=lambda c: len(prompts[c[0]][0])
+        )
+        for start in range(0, len(conversations), batch_size):
+            batch = conversations[start : start + batch_size]
+
+            def next_turn(turn, attempt_ids, batch=batch):
+                return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
+
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(seed + len(dataset) * PartialState().process_index + start)
+                turns, _ = sample_attempts(model, [prompts[row][0] for row, _ in batch], next_turn, n_turns, config)
+            texts = [decode(tokenizer, attempts) for attempts in turns]
+            traces = {
+                key: Trace(
+                    responses=[attempts[i] for attempts in texts],
+                    tokens=[len(attempts[i]) for attempts in turns],
+                    replies=n_turns,
+                    cut_off=sum(attempts[i][-1] not in stop_ids for attempts in turns),
+                )
+                for i, key in enumerate(batch)
+            }
+            records += judge_traces(dataset, traces, value_function, extract_answer, threshold)
+    model.train(was_training)
+    return summarize_records(dataset, records, n_examples, n_turns)

@@ -1,0 +1,198 @@
+"""How good a policy's responses are, and how much correction they need: on problems that it was not trained on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import pad, selective_log_softmax
+
+from ..data_utils import check_dataset
+from ..functions import call_teacher, call_value_function
+from ..policy.generation import generate_completions, sampling_config
+from ..policy.tokenization import (
+    NOT_FOR_THE_TEACHER,
+    chat_template_kwargs,
+    check_tokenizer,
+    decode,
+    encode_completion,
+    end_of_turn_token_id,
+    stop_token_ids,
+    tokenize_prompt,
+)
+from .evaluate import Evaluation
+from .metrics import edit_ratio, summarize
+
+
+@torch.no_grad()
+def evaluate_corrections(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    teacher: Any = None,
+    value_function: Callable | None = None,
+    max_completion_length: int = 256,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    n_examples: int = 8,
+) -> Evaluation:
+    """
+    Evaluate a policy on held-out prompts.
+
+    The keys: `acc@t1` (mean value of the greedy response) and `acc@t1/sampled` (of one sampled response), if a value
+    function is given; and, over the *sampled* responses y ∼ π(·|x) and their corrections y', which is what correction
+    optimization minimises in expectation, `correction_amount` (log π(y|x) − log π(y'|x), nats),
+    `correction_edit_ratio` (Levenshtein distance of the texts over the longer length), `logps/response`,
+    `logps/correction` (nats) and `corrections/unchanged`.
+
+    All processes of a distributed run share the work and get the same result.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, unwrapped.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        dataset ([`~datasets.Dataset`]):
+            Column `prompt`, and whatever the teacher and the value function need.
+        teacher (`Callable` or object with a method `correct`, *optional*):
+            Corrects the sampled responses. Without one, `logps/response` is the only key of the second group.
+        value_function (`Callable`, *optional*):
+            With TRL's `reward_funcs` signature.
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens of a response.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Of the sampled responses.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Prompts per batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the samples; the same seed draws with the same random numbers.
+        n_examples (`int`, *optional*, defaults to `8`):
+            How many examples to keep.
+
+    Returns:
+        [`Evaluation`].
+
+    Raises:
+        BadInput: If the dataset, the teacher or the value function is at fault; the message names the row.
+    """
+    check_dataset(dataset, "the evaluation dataset", teacher or value_function)
+    conversational = not isinstance(dataset[0]["prompt"], str)
+    check_tokenizer(tokenizer, conversational)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)
+    greedy = sampling_config(tokenizer, stop_ids, max_completion_length, temperature=0)
+    sampled = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
+
+    was_training = model.training
+    model.eval()
+    state = PartialState()
+    records = []
+    with state.split_between_processes(list(range(len(dataset)))) as rows:
+        for start in range(0, len(rows), batch_size):
+            batch = dataset[rows[start] : rows[min(start + batch_size, len(rows)) - 1] + 1]
+            prompts = batch["prompt"]
+            columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
+            rendered = [
+                tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))
+                for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+            ]
+            prompt_ids = [ids for _, ids in rendered]
+            n_problems = len(prompts)
+            accuracy = sampled_accuracy = [None] * n_problems
+            if value_function is not None:
+                greedy_texts = decode(tokenizer, generate_completions(model, prompt_ids, greedy))
+                accuracy = call_value_function(value_function, prompts, greedy_texts, columns)
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(seed + rows[start])
+                response_ids = generate_completions(model, prompt_ids, sampled)
+            responses = decode(tokenizer, response_ids)
+            if value_function is not None:
+                sampled_accuracy = call_value_function(value_function, prompts, responses, columns)
+            corrections = [None] * n_problems
+            if teacher is not None:
+                corrections = call_teacher(teacher, prompts, responses, columns)
+            correction_ids = [
+                response_ids[i]
+                if corrections[i] in (None, responses[i])
+                else encode_completion(tokenizer, prompts[i], *rendered[i], corrections[i], end_of_turn)
+                for i in range(n_problems)
+            ]
+            logps = sequence_log_probs(model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id)
+            for i in range(n_problems):
+                record = {
+                    "acc@t1": accuracy[i],
+                    "acc@t1/sampled": sampled_accuracy[i],
+                    "correction_amount": logps[i] - logps[n_problems + i],
+                    "correction_edit_ratio": None,
+                    "logps/response": logps[i],
+                    "logps/correction": logps[n_problems + i],
+                    "corrections/unchanged": float(corrections[i] == responses[i]),
+                }
+                if corrections[i] is None:
+                    record.update(dict.fromkeys(("correction_amount", "logps/correction", "corrections/unchanged")))
+                else:
+                    record["correction_edit_ratio"] = edit_ratio(responses[i], corrections[i])
+                texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
+                records.append((record, texts))
+    model.train(was_training)
+    if state.num_processes > 1:
+        records = gather_object(records)
+
+    names = [name for name in records[0][0] if value_function is not None or not name.startswith("acc@")]
+    if teacher is None:
+        names = [name for name in names if "correction" not in name]
+    per_problem = {name: [record[name] for record, _ in records] for name in names}
+    examples = [texts for _, texts in records if texts["correction"] not in (None, texts["response"])]
+    return Evaluation(
+        metrics={name: summarize(values) for name, values in per_problem.items()},
+        per_problem=per_problem,
+        examples=examples[:n_examples],
+    )
+
+
+@torch.no_grad()
+def sequence_log_probs(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    pad_token_id: int,
+) -> list[float]:
+    """
+    log π(completion | prompt), summed over the completion's tokens, in nats.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The policy.
+        prompt_ids (`Sequence[Sequence[int]]`):
+            Token ids of the prompts; none empty.
+        completion_ids (`Sequence[Sequence[int]]`):
+            Token ids of the completions, stop token included; none empty.
+        pad_token_id (`int`):
+            Id to pad with.
+
+    Returns:
+        `list[float]`, one per completion.
+    """
+    rows = [
+        torch.tensor([*prompt, *completion]) for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
+    ]
+    input_ids = pad(rows, padding_value=pad_token_id, padding_side="left").to(model.device)
+    attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(model.device)
+    n_kept = max(len(completion) for completion in completion_ids)
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=n_kept + 1,  # only what predicts a completion token reaches the LM head
+        use_cache=False,
+    ).logits[:, :-1]
+    log_probs = selective_log_softmax(logits, input_ids[:, -n_kept:])
+    lengths = torch.tensor([len(completion) for completion in completion_ids], device=model.device)
+    mask = torch.arange(n_kept, device=model.device) >= n_kept - lengths[:, None]
+    return (log_probs.float() * mask).sum(1).tolist()
