@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from correction_trl.rewards import CodeTests, ConceptCoverage, FinalAnswer, MathProgram, answers_equal
-from correction_trl.rewards.answer_extraction import extract_answer, gold_answer
+from correction_trl.rewards.answer_extraction import find_answer, gold_answer
 from correction_trl.rewards.constraints import concept_list, covers
 from correction_trl.rewards.math_equality import worker_pool
 from correction_trl.sandbox import Limits, LocalSandbox, local
@@ -95,7 +95,7 @@ def math500(data: Path) -> dict:
     golds = [row["answer"] for row in rows]
     value = FinalAnswer(style="boxed")
     own = value(completions=[row["solution"] for row in rows], answer=golds)
-    pairs = [(gold, extract_answer(row["solution"]).answer) for gold, row in zip(golds, rows, strict=True)]
+    pairs = [(gold, find_answer(row["solution"]).answer) for gold, row in zip(golds, rows, strict=True)]
     pool = worker_pool(len(os.sched_getaffinity(0)), os.getpid())
     pool.judge(pairs[:10], 30.0)  # started
     parsed, parsed_seconds = timed(pool.judge, pairs, 30.0)

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Levenshtein
 from ..data_utils import message_text
 from ..errors import BadInput
 from ..functions import Prompt
-from ..rewards.answer_extraction import extract_answer as extract_final_answer
+from ..rewards.answer_extraction import find_answer
 from ..rewards.common import after_thinking
 from ._gated_revision import read_verdict
 from .answers import whole_text
@@ -42,7 +42,7 @@ EXCLUDE = "{question} (The answer is likely not in list [{answers}])"
 def number_or_final_answer(response: str) -> str | None:
     """The final answer of a response as it is written there; where it keeps to no form, its last number."""
     text = after_thinking(response)
-    answer = extract_final_answer(text).answer
+    answer = find_answer(text).answer
     if answer is None and (numbers := find_numbers(text)):
         answer = text[slice(*numbers[-1].span)]
     return answer

@@ -1,8 +1,6 @@
 """From the text of a response to the answer that it gives, so that answers can be counted and compared."""
 
-import re
-
-from ..rewards.answer_extraction import NUMBER, extract_answer
+from ..rewards.answer_extraction import find_answer
 from ..rewards.common import after_thinking
 from ..rewards.math_equality import plain_number, tidy
 
@@ -23,19 +21,19 @@ def final_answer(response: str) -> str | None:
     Returns:
         `str` or `None`: In one writing for what means the same (18, 18.0, \$18); `None` if there is none.
     """
-    answer = extract_answer(after_thinking(response)).answer
+    answer = find_answer(after_thinking(response)).answer
     return None if answer is None else _one_writing(answer)
 
 
 def last_number(response: str) -> str | None:
     """The last number of a response: for problems whose answer is a number, and models that keep to no form."""
-    found = re.findall(rf"(?<![\w.]){NUMBER}", after_thinking(response))
-    return _one_writing(found[-1].rstrip(",.")) if found else None
+    answer = find_answer(after_thinking(response), style="last_number").answer
+    return None if answer is None else _one_writing(answer)
 
 
 def multiple_choice(response: str) -> str | None:
     """The letter of a multiple choice, `None` if there is none."""
-    return extract_answer(after_thinking(response), style="choice").answer
+    return find_answer(after_thinking(response), style="choice").answer
 
 
 def _one_writing(answer: str) -> str:

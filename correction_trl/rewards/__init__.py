@@ -4,7 +4,7 @@ functions (the same inputs, one text per completion). `docs/rewards.md` shows ea
 
 Each class is a value function; its method `feedback` is the feedback function that goes with it. Each module also has
 ready ones under lower-case names, for settings that name a function:
-`correction_trl.rewards.final_answer:gsm8k_answer`.
+`correction_trl.rewards.final_answer:gsm8k_accuracy`.
 """
 
 from importlib import import_module
@@ -26,9 +26,11 @@ _PUBLIC = {
     "WordListNonToxicity": "toxicity",
     "answers_equal": "math_equality",
     "bag_similarity": "similarity",
+    "boxed_answer": "answer_extraction",
     "edit_similarity": "similarity",
-    "extract_answer": "answer_extraction",
     "extract_code": "code_extraction",
+    "find_answer": "answer_extraction",
+    "gsm8k_answer": "answer_extraction",
     "line_similarity": "similarity",
     "word_similarity": "similarity",
 }
@@ -36,7 +38,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]
 
 if TYPE_CHECKING:
-    from .answer_extraction import extract_answer  # noqa: F401
+    from .answer_extraction import boxed_answer, find_answer, gsm8k_answer  # noqa: F401
     from .code_extraction import extract_code  # noqa: F401
     from .code_tests import CodeTests  # noqa: F401
     from .composition import FormatTerm, Gate, LengthTerm, WeightedSum  # noqa: F401

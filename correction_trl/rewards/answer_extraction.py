@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass
 
 
-STYLES = ("auto", "boxed", "gsm8k", "final_answer", "choice")
+STYLES = ("auto", "boxed", "gsm8k", "final_answer", "last_number", "choice")
 
 HOW_TO_END = {
     "auto": r"End with the final answer in \boxed{...}.",
     "boxed": r"End with the final answer in \boxed{...}.",
     "gsm8k": "End with a line `#### ` followed by the final answer.",
     "final_answer": "End with: Final Answer: The final answer is $answer$. I hope it is correct.",
+    "last_number": "End with the answer, a number.",
     "choice": "End with the letter of your choice, such as: The answer is (A).",
 }
 
@@ -34,7 +35,7 @@ class Extraction:
     problem: str = ""
 
 
-def extract_answer(text: str, style: str = "auto", choices: str = "ABCDE") -> Extraction:
+def find_answer(text: str, style: str = "auto", choices: str = "ABCDE") -> Extraction:
     r"""
     Finds the final answer; the last one, where there are several.
 
@@ -43,8 +44,9 @@ def extract_answer(text: str, style: str = "auto", choices: str = "ABCDE") -> Ex
             The completion.
         style (`str`, *optional*, defaults to `"auto"`):
             `"boxed"`: `\boxed{...}`. `"gsm8k"`: `#### ...`. `"final_answer"`: "The final answer is $...$. I hope it
-            is correct." (the prompt of SCoRe and Minerva), or "the answer is ...". `"choice"`: a letter of `choices`.
-            `"auto"`: the first of `"boxed"`, `"gsm8k"`, `"final_answer"` that is there.
+            is correct." (the prompt of SCoRe and Minerva), or "the answer is ...". `"last_number"`: the last number,
+            whatever stands around it. `"choice"`: a letter of `choices`. `"auto"`: the first of `"boxed"`, `"gsm8k"`,
+            `"final_answer"` that is there.
         choices (`str`, *optional*, defaults to `"ABCDE"`):
             The letters of a multiple choice.
 
@@ -54,7 +56,7 @@ def extract_answer(text: str, style: str = "auto", choices: str = "ABCDE") -> Ex
     Example:
 
     ```python
-    >>> extract_answer(r"So it is $\boxed{\frac{1}{2}}$.").answer
+    >>> find_answer(r"So it is $\boxed{\frac{1}{2}}$.").answer
     '\\frac{1}{2}'
     ```
     """
@@ -63,10 +65,12 @@ def extract_answer(text: str, style: str = "auto", choices: str = "ABCDE") -> Ex
     if style == "choice":
         return find_choice(text, choices)
     finders = {"boxed": find_boxed, "gsm8k": find_gsm8k, "final_answer": find_final_answer}
+    if style == "last_number":
+        return find_last_number(text)
     if style != "auto":
         found = finders[style](text)
         if found.answer is None and not found.problem:
-            other = extract_answer(text, "auto")
+            other = find_answer(text, "auto")
             if other.answer is not None:
                 problem = f"An answer is given in “{other.place}”, but not in the form asked for."
                 return Extraction(None, other.place, problem)
@@ -138,6 +142,11 @@ def find_final_answer(text: str) -> Extraction:
     return Extraction(answer, place)
 
 
+def find_last_number(text: str) -> Extraction:
+    found = re.findall(rf"(?<![\w.]){NUMBER}", text)
+    return Extraction(found[-1].rstrip(",."), found[-1]) if found else Extraction(None)
+
+
 def find_choice(text: str, choices: str) -> Extraction:
     letter = f"[{re.escape(choices)}{re.escape(choices.lower())}]"
     boxed = find_boxed(text)
@@ -159,6 +168,16 @@ def find_choice(text: str, choices: str) -> Extraction:
     if gsm8k.answer is not None and re.fullmatch(rf"\(?{letter}\)?", gsm8k.answer):
         return Extraction(gsm8k.answer.strip("()").upper(), gsm8k.place)
     return Extraction(None)
+
+
+def gsm8k_answer(text: str) -> str | None:
+    """The answer in GSM8K's form, `#### 18`; `None` if there is none. For settings that take a text to its answer."""
+    return find_answer(text, "gsm8k").answer
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""The answer in `\boxed{...}`; `None` if there is none. For settings that take a text to its answer."""
+    return find_answer(text, "boxed").answer
 
 
 def gold_answer(gold: str | int | float) -> str:

@@ -5,7 +5,7 @@ Final answers of math and multiple-choice problems: GSM8K's `#### 18`, `\boxed{.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .answer_extraction import HOW_TO_END, STYLES, Extraction, extract_answer, gold_answer
+from .answer_extraction import HOW_TO_END, STYLES, Extraction, find_answer, gold_answer
 from .common import LastBatch, after_thinking, completion_text, read_column, report_unjudged
 from .math_equality import answers_equal
 
@@ -21,9 +21,9 @@ class FinalAnswer:
     Args:
         style (`str`, *optional*, defaults to `"auto"`):
             Where the answer stands: `"boxed"`, `"gsm8k"` (`#### 18`), `"final_answer"` ("The final answer is $18$. I
-            hope it is correct."), `"choice"` (a letter), or `"auto"`, the first of the former three that is there. A
-            reasoning model's thoughts (up to `</think>`) are left out.
-        gold (`str`, *optional*, defaults to `"answer"`):
+            hope it is correct."), `"last_number"`, `"choice"` (a letter), or `"auto"`, the first of the former three
+            that is there. A reasoning model's thoughts (up to `</think>`) are left out.
+        gold_column (`str`, *optional*, defaults to `"answer"`):
             Dataset column of the gold answer: a number, an expression, a GSM8K answer text, a solution with
             `\boxed{...}`, or a letter.
         show_gold (`bool`, *optional*, defaults to `False`):
@@ -49,7 +49,7 @@ class FinalAnswer:
     """
 
     style: str = "auto"
-    gold: str = "answer"
+    gold_column: str = "answer"
     show_gold: bool = False
     choices: str = "ABCDE"
     timeout: float = 5.0
@@ -90,7 +90,7 @@ class FinalAnswer:
         return texts
 
     def _judge(self, completions: list, columns: dict) -> list[tuple[Extraction, str, bool | None]]:
-        golds = read_column(self.gold, self.__name__, columns, len(completions))
+        golds = read_column(self.gold_column, self.__name__, columns, len(completions))
         golds = ["" if gold is None else gold_answer(gold) for gold in golds]
         texts = [after_thinking(completion_text(completion)) for completion in completions]
         return self.last_batch.judge(list(zip(texts, golds, strict=True)), self._judge_all)
@@ -98,7 +98,7 @@ class FinalAnswer:
     def _judge_all(self, items: list[tuple[str, str]]) -> list[tuple[Extraction, str, bool | None]]:
         judged = []
         for text, gold in items:
-            found = extract_answer(text, self.style, self.choices)
+            found = find_answer(text, self.style, self.choices)
             verdict = None
             if gold and found.answer is None:
                 verdict = False
@@ -113,8 +113,9 @@ class FinalAnswer:
         return judged
 
 
-final_answer = FinalAnswer()
-final_answer_feedback = final_answer.feedback
-gsm8k_answer = FinalAnswer(style="gsm8k")
-boxed_answer = FinalAnswer(style="boxed")
-multiple_choice = FinalAnswer(style="choice", gold="correct")
+final_answer_accuracy = FinalAnswer()
+final_answer_feedback = final_answer_accuracy.feedback
+gsm8k_accuracy = FinalAnswer(style="gsm8k")
+boxed_accuracy = FinalAnswer(style="boxed")
+last_number_accuracy = FinalAnswer(style="last_number")
+choice_accuracy = FinalAnswer(style="choice", gold_column="correct")

@@ -24,7 +24,7 @@ class MathProgram:
     of a program is whether it is right.
 
     Args:
-        gold (`str`, *optional*, defaults to `"answer"`):
+        gold_column (`str`, *optional*, defaults to `"answer"`):
             Dataset column of the gold answer: a number, or text with one (`... #### 18`).
         tolerance (`float`, *optional*, defaults to `1e-6`):
             Relative difference up to which two numbers are equal (programs compute with floats).
@@ -46,7 +46,7 @@ class MathProgram:
     ```
     """
 
-    gold: str = "answer"
+    gold_column: str = "answer"
     tolerance: float = 1e-6
     sandbox: Sandbox = field(default_factory=LocalSandbox)
     show_gold: bool = False
@@ -84,7 +84,7 @@ class MathProgram:
         return texts
 
     def _judge(self, completions: list, columns: dict) -> list[tuple[Result, str | None, str, bool | None]]:
-        golds = read_column(self.gold, self.__name__, columns, len(completions))
+        golds = read_column(self.gold_column, self.__name__, columns, len(completions))
         golds = ["" if gold is None else gold_answer(gold) for gold in golds]
         codes = [extract_code(completion_text(completion)) for completion in completions]
         results = self.last_batch.judge([Job(program=code) for code in codes], self.sandbox.run)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rewards.rewritings import equal_rewritings, near_misses
 
-from correction_trl.rewards import FinalAnswer, answers_equal, extract_answer, math_equality
+from correction_trl.rewards import FinalAnswer, answers_equal, find_answer, math_equality
 from correction_trl.rewards.answer_extraction import gold_answer
 from correction_trl.rewards.math_equality import Worker, worker_pool
 
@@ -57,7 +57,7 @@ class TestExtraction:
         ],
     )
     def test_found(self, style, text, answer):
-        assert extract_answer(text, style).answer == answer
+        assert find_answer(text, style).answer == answer
 
     @pytest.mark.parametrize(
         ("style", "text", "problem"),
@@ -73,14 +73,14 @@ class TestExtraction:
         ],
     )
     def test_not_found(self, style, text, problem):
-        found = extract_answer(text, style)
+        found = find_answer(text, style)
         assert found.answer is None and problem in found.problem
 
     @given(
         st.text(alphabet="{}\\boxed$# 1.\n", max_size=60), st.sampled_from(["auto", "boxed", "gsm8k", "final_answer"])
     )
     def test_any_text(self, text, style):
-        found = extract_answer(text, style)
+        found = find_answer(text, style)
         assert found.answer is None or found.answer.strip()
 
     @given(st.text(alphabet="abc123+-^_{} ", min_size=1, max_size=20).filter(str.strip))
@@ -88,7 +88,7 @@ class TestExtraction:
         if inner.count("{") == inner.count("}") and "}" not in inner.split("{")[0]:
             depths = [inner[:i].count("{") - inner[:i].count("}") for i in range(len(inner) + 1)]
             if min(depths) >= 0:
-                assert extract_answer(rf"So \boxed{{{inner}}} it is.").answer == inner.strip()
+                assert find_answer(rf"So \boxed{{{inner}}} it is.").answer == inner.strip()
 
     def test_gold(self):
         golds = [18, 43.0, 2.5, "2 + 2 = <<2+2=4>>4\n#### 4", r"Thus \boxed{7}.", r"\frac12"]
@@ -116,7 +116,7 @@ class TestEquality:
         solutions = [row["solution"] for row in data]
         assert value(completions=solutions, answer=[row["answer"] for row in data]) == [1.0] * 500
         # The same with the solution as the gold column, and with no help from equal writing.
-        pairs = [(row["answer"], extract_answer(row["solution"]).answer) for row in data[::5]]
+        pairs = [(row["answer"], find_answer(row["solution"]).answer) for row in data[::5]]
         assert worker_pool(2, os.getpid()).judge(pairs, 30.0) == [True] * 100
 
     @needs_data
@@ -134,7 +134,7 @@ class TestEquality:
     @needs_data
     def test_aqua(self):
         data = rows("aqua/test.json")
-        value = FinalAnswer(style="choice", gold="correct")
+        value = FinalAnswer(style="choice", gold_column="correct")
         correct = [row["correct"] for row in data]
         for say in ("The answer is ({}).", r"Thus \boxed{{\text{{{}}}}}.", "So it must be\n**{})**", "Answer : {}"):
             assert value(completions=[say.format(letter) for letter in correct], correct=correct) == [1.0] * 254
