@@ -24,7 +24,7 @@ from ..policy.tokenization import (
     tokenize_prompt,
 )
 from .evaluate import Evaluation
-from .metrics import edit_ratio, summarize
+from .metrics import edit_ratio, is_rate, summarize
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def evaluate_corrections(
     per_problem = {name: [record[name] for record, _ in records] for name in names}
     examples = [texts for _, texts in records if texts["correction"] not in (None, texts["response"])]
     return Evaluation(
-        metrics={name: summarize(values) for name, values in per_problem.items()},
+        metrics={name: summarize(values, rate=is_rate(name)) for name, values in per_problem.items()},
         per_problem=per_problem,
         examples=examples[:n_examples],
     )

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..functions import Prompt, call_value_function
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
 from ..policy.tokenization import NOT_FOR_THE_TEACHER
-from .metrics import attempt_metrics, edit_distance_ratio, summarize
+from .metrics import attempt_metrics, edit_distance_ratio, is_rate, paired_difference, summarize
 
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Evaluation:
 
     Attributes:
         metrics (`dict[str, dict]`):
-            Per metric its mean over problems, 95 % bootstrap interval and number of problems: `{"mean", "low", "high",
+            Per metric its mean over problems, 95 % interval and number of problems: `{"mean", "low", "high",
             "n"}`.
         per_problem (`dict[str, list[float | None]]`):
             The same metrics per problem, in the order of the dataset; `None` where a problem could not be judged.
@@ -48,6 +48,14 @@ class Evaluation:
     examples: list[dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
     right: list[list[list[float | None]]] = field(default_factory=list)
+
+
+def compare(before: Evaluation, after: Evaluation, keys: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
+    """The summaries of `after - before` on the same problems, for the given metrics (by default all of `after`)."""
+    return {
+        key: paired_difference(before.per_problem[key], after.per_problem[key], rate=is_rate(key))
+        for key in (after.metrics if keys is None else keys)
+    }
 
 
 def evaluate_traces(
@@ -149,7 +157,7 @@ def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_example
             column = [value[name] for value in values]
             measured.setdefault(name, []).append(sum(column) / len(column) if column else None)
     metrics, per_problem = attempt_metrics(right)
-    metrics |= {name: summarize(values) for name, values in measured.items()}
+    metrics |= {name: summarize(values, rate=is_rate(name)) for name, values in measured.items()}
     counts = {
         "responses": sum(len(record["right"]) for record in records),
         "unparsable": sum(answer is None for record in records for answer in record["answers"]),

@@ -1,15 +1,19 @@
 """What the recipes report, as pure functions: one number per problem in, a mean with its interval out.
 
 A **summary** is the one shape every metric has, in `metrics.json`, in the tables and in the pictures:
-`{"mean": float, "low": float, "high": float, "n": int}`, where `low` and `high` bound the 95 % bootstrap interval of
-the mean and `n` is the number of problems it was computed on.
+`{"mean": float, "low": float, "high": float, "n": int}`, where `low` and `high` bound the 95 % interval of the mean
+and `n` is the number of problems it was computed on. What is right or wrong (1 or 0) for each problem has a score
+interval: Wilson's, and Tango's for the difference of two on the same problems. (Resampling 0 right of 5 problems finds
+nothing but 0, and rare events escape it.) What is measured on a scale (edits, tokens, nats) has a bootstrap interval.
 
 A problem whose value is `None` or NaN was *not judged* (the value function gave no verdict, the teacher no
 correction). It is left out of the mean, and `n` is smaller for it: the number of problems asked minus `n` is how many
 were left out.
 """
 
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
@@ -71,28 +75,121 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
     return means
 
 
+def wilson_interval(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """
+    Wilson's score interval of a share: all shares that a test of `right` out of `n` would not reject. For 0 of 5 it is
+    [0, 0.43].
+
+    Args:
+        right (`int`), n (`int`):
+            How many of how many; `n` is at least 1.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Confidence level.
+
+    Returns:
+        `tuple[float, float]`: `(low, high)`, with `right / n` between them.
+    """
+    z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
+    share = right / n
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half_width = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # Rounding may leave 1e-17 beside 0 and 1
+    return max(0.0, min(share, center - half_width)), min(1.0, max(share, center + half_width))
+
+
+def paired_interval(gained: int, lost: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """
+    Tango's score interval of the difference of two shares on the same problems (Statistics in Medicine 17, 1998): all
+    differences that a test of what was seen would not reject. Without a change in any of 5 problems it is
+    [-0.43, 0.43].
+
+    Args:
+        gained (`int`), lost (`int`), n (`int`):
+            Problems that became right, that became wrong, and all; `n` is at least 1.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Confidence level.
+
+    Returns:
+        `tuple[float, float]`: `(low, high)`, with `(gained - lost) / n` between them.
+    """
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    difference = (gained - lost) / n
+
+    def score(delta: float) -> float:
+        """How many standard errors the difference that was seen is from `delta`."""
+        # The likeliest share of lost problems under that difference solves 2n q^2 + b q + c = 0
+        b = (2 * n - gained + lost) * delta - gained - lost
+        c = -lost * delta * (1 - delta)
+        share_lost = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+        variance = n * (2 * share_lost + delta * (1 - delta))
+        return abs(gained - lost - n * delta) / math.sqrt(variance) if variance > 0 else math.inf
+
+    def bound(inside: float, outside: float) -> float:
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if score(middle) < z else (inside, middle)
+        return (inside + outside) / 2
+
+    return bound(difference, -1.0), bound(difference, 1.0)
+
+
+def is_rate(name: str) -> bool:
+    """Whether a metric is 0 or 1 for each problem, or the mean of that over its samples: by the metric's name."""
+    return name.startswith(("acc@", "delta(", "corrections/", "responses/")) or name in ("fix_rate", "answer_changed")
+
+
 def summarize(
-    values: Sequence[float | bool | None], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float | bool | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    rate: bool = True,
 ) -> dict[str, float | int]:
     """
-    The mean of one value per problem, with its bootstrap interval.
+    The mean of one value per problem, with its interval.
 
     Args:
         values (`Sequence[float | bool | None]` of shape `(n,)`):
             One value per problem; `None` and NaN are left out.
         confidence, resamples, seed:
             See [`bootstrap_interval`].
+        rate (`bool`, *optional*, defaults to `True`):
+            Whether values that are nothing but 0 and 1 are verdicts, with [`wilson_interval`]. Where they would be a
+            coincidence (edits, tokens, nats), or if there are others, the interval is the bootstrap's.
 
     Returns:
-        `dict`: `{"mean", "low", "high", "n"}`; `n` counts the judged problems. Without any, `mean` is NaN.
+        `dict`: `{"mean", "low", "high", "n"}`; `n` counts the judged problems. Without any, `mean` is NaN; without
+        two, there is no interval (NaN).
 
     Raises:
         `ValueError`: if `values` is not one-dimensional.
     """
-    low, high = bootstrap_interval(values, confidence, resamples, seed)
     judged = _judged(values)
     mean = float(judged.mean()) if len(judged) else float("nan")
+    if rate and len(judged) > 1 and np.isin(judged, (0, 1)).all():
+        low, high = wilson_interval(int(judged.sum()), len(judged), confidence)
+    else:
+        low, high = bootstrap_interval(judged, confidence, resamples, seed)
     return {"mean": mean, "low": low, "high": high, "n": len(judged)}
+
+
+def summarize_difference(
+    differences: Sequence[float | None],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    rate: bool = True,
+) -> dict[str, float | int]:
+    """
+    The mean of one difference per problem, with its interval: as [`summarize`], but of verdicts (differences that are
+    nothing but -1, 0 and 1) with [`paired_interval`].
+    """
+    judged = _judged(differences)
+    summary = summarize(judged, confidence, resamples, seed, rate=False)
+    if rate and len(judged) > 1 and np.isin(judged, (-1, 0, 1)).all():
+        gained, lost = int((judged == 1).sum()), int((judged == -1).sum())
+        summary["low"], summary["high"] = paired_interval(gained, lost, len(judged), confidence)
+    return summary
 
 
 def paired_difference(
@@ -101,11 +198,12 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    rate: bool = True,
 ) -> dict[str, float | int]:
     """
-    The mean of `after - before` on the same problems, with its bootstrap interval. Pairing removes the spread that
-    comes from some problems being harder than others, so this interval can exclude 0 where the two separate intervals
-    still overlap.
+    The mean of `after - before` on the same problems, with its interval. Pairing removes the spread that comes from
+    some problems being harder than others, so this interval can exclude 0 where the two separate intervals still
+    overlap.
 
     Args:
         before (`Sequence[float | bool | None]` of shape `(n,)`):
@@ -115,6 +213,8 @@ def paired_difference(
             (`None`, NaN) is left out.
         confidence, resamples, seed:
             See [`bootstrap_interval`].
+        rate (`bool`, *optional*, defaults to `True`):
+            Whether values that are nothing but 0 and 1 are verdicts, with [`paired_interval`]; see [`summarize`].
 
     Returns:
         `dict`: `{"mean", "low", "high", "n"}`; `n` counts the problems judged on both sides.
@@ -123,7 +223,8 @@ def paired_difference(
         `ValueError`: if the two do not have the same length.
     """
     before, after = _same_problems("before", before, "after", after)
-    return summarize(after - before, confidence, resamples, seed)
+    verdicts = np.isin(np.concatenate([_judged(before), _judged(after)]), (-1, 0, 1)).all()
+    return summarize_difference(after - before, confidence, resamples, seed, rate=rate and bool(verdicts))
 
 
 def self_correction_metrics(
@@ -181,7 +282,10 @@ def self_correction_metrics(
         "delta(c->i)": first * (1 - second),
         "fix_rate": second[first == 0],
     }
-    metrics = {name: summarize(values, confidence, resamples, seed) for name, values in per_problem.items()}
+    metrics = {
+        name: (summarize_difference if name == "delta(t1,t2)" else summarize)(values, confidence, resamples, seed)
+        for name, values in per_problem.items()
+    }
     # a/n - b/n and (a - b)/n differ in the last bit. The first is taken, so that the printed identity is exact.
     metrics["delta(t1,t2)"]["mean"] = metrics["delta(i->c)"]["mean"] - metrics["delta(c->i)"]["mean"]
     return metrics
@@ -251,7 +355,9 @@ def attempt_metrics(
             columns["fix_rate"] = np.divide(fixed, wrong, out=np.full_like(fixed, np.nan), where=wrong > 0)
             summaries["fix_rate"] = summarize_ratio(fixed * judged, wrong * judged, confidence, resamples, seed)
     for name, column in columns.items():
-        if name != "fix_rate":
+        if name.startswith("delta(t1,t"):  # both gains and losses
+            summaries[name] = summarize_difference(column, confidence, resamples, seed)
+        elif name != "fix_rate":
             summaries[name] = summarize(column, confidence, resamples, seed)
     for t in range(2, values.shape[2] + 1):
         # a/n - b/n and (a - b)/n differ in the last bit. The first is taken, so that the printed identity is exact.
@@ -273,7 +379,8 @@ def summarize_ratio(
 ) -> dict[str, float | int]:
     """
     The ratio of two sums over problems, with its bootstrap interval: problems are drawn with replacement and both sums
-    are taken over the same draw.
+    are taken over the same draw. Where every problem counts as much as the others and is nothing but 0 or 1, or where
+    all are 0 or all 1, it is a share, with [`wilson_interval`].
 
     Args:
         numerators (`Sequence[float | None]` of shape `(n,)`):
@@ -297,7 +404,11 @@ def summarize_ratio(
     if n == 0:
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
     low = high = float("nan")
-    if n > 1:
+    shares = a[b > 0] / b[b > 0]
+    equally_weighted = np.ptp(b[b > 0]) == 0 or np.ptp(shares) == 0
+    if n > 1 and equally_weighted and np.isin(shares, (0, 1)).all():
+        low, high = wilson_interval(int(shares.sum()), n, confidence)
+    elif n > 1:
         sums = _resampled_means(b, resamples, seed)
         ratios = _resampled_means(a, resamples, seed)[sums > 0] / sums[sums > 0]
         low, high = map(float, np.quantile(ratios, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0]))

@@ -76,7 +76,7 @@ def write_dataset(
         configs.append({"config_name": "preference", "data_files": preferences})
 
     ratios = [edit_ratio(record.response, record.correction) for record in usable]
-    summary = summarize(ratios)
+    summary = summarize(ratios, rate=False)
     examples = [{"prompt": r.prompt, "response": r.response, "correction": r.correction} for r in changed[:8]]
     pictures = []
     for caption, picture in (

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.evaluate import Evaluation
-from ..evaluation.metrics import paired_difference
+from ..evaluation.evaluate import Evaluation, compare
 from .edits import plot_examples
 from .model_card import write_model_card
 from .plots import plot_before_after, plot_edit_distribution, plot_learning_curves
@@ -64,7 +63,7 @@ def write_report(
     pictures = {"Learning curves": plot_learning_curves(log_history, output_dir / "learning_curves.png", panels)}
     difference, examples = {}, []
     if before is not None:
-        difference = {key: paired_difference(before.per_problem[key], after.per_problem[key]) for key in after.metrics}
+        difference = compare(before, after)
         pictures["Before and after training"] = plot_before_after(
             before.metrics, after.metrics, output_dir / "before_after.png"
         )

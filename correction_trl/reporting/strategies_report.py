@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data_utils import is_hub_id, public_name
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import Evaluation, compare
 from ..evaluation.metrics import paired_difference
 from .plots import STYLE, legend_above, plot_before_after, save_figure
 from .privacy import redact_secrets
@@ -486,9 +486,7 @@ def write_evaluation(
     sides = {role: {key: found[main].metrics[key] for key in shared} for role, (_, found) in models.items()}
     difference = {}
     if before is not None:
-        difference = {
-            key: paired_difference(before[main].per_problem[key], after[main].per_problem[key]) for key in shared
-        }
+        difference = compare(before[main], after[main], shared)
         plot_before_after(sides["before"], sides["after"], output_dir / "before_after.png")
     metrics = write_metrics(
         output_dir / "metrics.json",

@@ -126,7 +126,7 @@ class TestPrintSummary:
         accuracy = next(line for line in text.splitlines() if "acc@t1" in line)
         assert re.search(r"50\.0% \[\d+\.\d, \d+\.\d\]", accuracy)
         assert re.search(r"66\.7% \[", accuracy)
-        assert re.search(r"\+16\.7 pp \[\+0\.0, \+50\.0\]", accuracy)
+        assert re.search(r"\+16\.7 pp \[-28\.9, \+56\.4\]", accuracy)
         log_prob = next(line for line in text.splitlines() if "logps/response (nats)" in line)
         assert "-3.00 [" in log_prob and log_prob.split()[-2:] == ["-", "3"]
         assert "3 min 27 s" in text
@@ -149,7 +149,7 @@ class TestPrintSummary:
     def test_narrow_terminal_breaks_no_number(self, tmp_path, width):
         text = printed(metrics_of(tmp_path / "m.json"), width=width)
         assert max(map(len, text.splitlines())) <= width
-        for number in ("50.0%", "66.7%", "+16.7 pp", "[+0.0, +50.0]", "-3.00"):
+        for number in ("50.0%", "66.7%", "+16.7 pp", "[-28.9, +56.4]", "-3.00"):
             assert number in text
 
     def test_log_file_gets_whole_lines(self, tmp_path, capsys):
