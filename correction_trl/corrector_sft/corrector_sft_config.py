@@ -4,6 +4,7 @@ from typing import Any
 from trl import SFTConfig
 
 from ..errors import BadInput
+from ..policy.micro_batches import read_max_tokens
 
 
 # Settings of SFTConfig that the corrector's trainer does not read. Setting one is an error, not a silent no-op.
@@ -103,6 +104,11 @@ class CorrectorSFTConfig(SFTConfig):
             Values above 1 discourage repetition.
         generation_kwargs (`dict`, *optional*):
             Further arguments of [`~transformers.GenerationConfig`].
+        max_tokens_per_micro_batch (`int` or `str`, *optional*, defaults to `"auto"`):
+            The rows of an update (`per_device_train_batch_size` times `gradient_accumulation_steps`) are sorted by
+            length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
+            they are cut. `"auto"`: as many as the GPU's memory takes, tried once on the longest rows; on a CPU, and
+            with `None`, forwards of `per_device_train_batch_size` rows.
         generation_batch_size (`int`, *optional*, defaults to `64`):
             Prompts in one call of `generate`.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
@@ -186,6 +192,9 @@ class CorrectorSFTConfig(SFTConfig):
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further arguments of GenerationConfig."}
     )
+    max_tokens_per_micro_batch: str | None = field(
+        default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
+    )
     generation_batch_size: int = field(default=64, metadata={"help": "Prompts in one call of `generate`."})
     ds3_gather_for_generation: bool = field(
         default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the weights for generation."}
@@ -195,6 +204,7 @@ class CorrectorSFTConfig(SFTConfig):
         for name, remedy in _UNUSED_SFT_SETTINGS.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise BadInput(f"`{name}` has no meaning for training a corrector; remove it: {remedy}.")
+        self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
         self._check()
         super().__post_init__()
         if self.eval_strategy != "no":

@@ -33,6 +33,7 @@ from ..functions import import_function
 from ..judging import comment, judge
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import generate_completions
+from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
@@ -54,7 +55,7 @@ POOL_FILE = "pair_pool.parquet"
 NOT_FOR_FUNCTIONS = (*NOT_FOR_THE_TEACHER, "prompt_ids", "generations")
 
 
-class CorrectorSFTTrainer(SFTTrainer):
+class CorrectorSFTTrainer(MicroBatchTrainerMixin, SFTTrainer):
     r"""
     Trainer for a corrector, a model that improves another model's responses (or its own): Self-Correct
     ([paper](https://huggingface.co/papers/2211.00053)).
@@ -130,6 +131,7 @@ class CorrectorSFTTrainer(SFTTrainer):
             column or the setting.
     """
 
+    _recorded = ("_metrics", "_total_train_tokens")
     _tag_names = ["trl", "correction_trl", "corrector-sft"]
     _name = "Self-Correct (corrector SFT)"
     _paper = {
@@ -531,10 +533,19 @@ class CorrectorSFTTrainer(SFTTrainer):
         shape = num_batches, n_processes, size
         hypotheses = pairs.hypothesis.reshape(shape)[:, self.accelerator.process_index]
         targets = pairs.target.reshape(shape)[:, self.accelerator.process_index]
-        batches = [self._batch(*both) for both in zip(hypotheses.tolist(), targets.tolist(), strict=True)]
+        if self._counts_tokens():
+            examples = self._examples(hypotheses.ravel().tolist(), targets.ravel().tolist())
+            lengths = [len(example["input_ids"]) for example in examples]
+            longest = max(examples, key=lambda example: len(example["input_ids"]))
+            self._find_max_tokens(lambda n: (self._pad([longest] * n), n * max(lengths)), len(examples))
+            batches = self._cut(lengths, lambda rows: self._pad([examples[row] for row in rows]), num_batches)
+            return batches, self._get_num_items_in_batch(batches[-1], device)
+        batches = [
+            self._pad(self._examples(*both)) for both in zip(hypotheses.tolist(), targets.tolist(), strict=True)
+        ]
         return batches, self._get_num_items_in_batch(batches, device)
 
-    def _batch(self, hypotheses: list[int], targets: list[int]) -> dict[str, torch.Tensor]:
+    def _examples(self, hypotheses: list[int], targets: list[int]) -> list[dict[str, list[int]]]:
         prompts = self._prompt_ids(self.pool.prompt[hypotheses].tolist())
         examples = []
         for ids, hypothesis, target in zip(prompts, hypotheses, targets, strict=True):
@@ -542,7 +553,7 @@ class CorrectorSFTTrainer(SFTTrainer):
                 ids = self.corrector_prompt(ids, self.pool.ids(hypothesis), self.pool.feedback[hypothesis])
             correction = self.pool.ids(target)
             examples.append({"input_ids": [*ids, *correction], "labels": [-100] * len(ids) + correction})
-        return self._pad(examples)
+        return examples
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -562,3 +562,46 @@ def test_the_marks_below_the_digits():
     assert marked_digits(responses, ["01234"] * 4) == ["?????.", "?????.", "-----.", "?????."]
     assert marked_digits([[{"role": "assistant", "content": "0193"}]], ["0123"]) == ["--?-."]
     assert right_digits(["0123", "01234", "11234", "012345"], ["01234"] * 4) == [0.8, 1.0, 0.8, 5 / 6]
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_update_is_the_same_however_it_is_cut_by_tokens(make_trainer, plain_prompts, budget, accumulation):
+    def train(max_tokens):
+        trainer = make_trainer(
+            plain_prompts.select(range(8)), max_tokens_per_micro_batch=max_tokens, optim="sgd", learning_rate=0.1,
+            max_steps=2, per_device_train_batch_size=6 // accumulation, gradient_accumulation_steps=accumulation,
+            exploration_steps=0,
+        )  # fmt: skip
+        trainer.train()
+        return weights(trainer), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    by_rows, losses_by_rows = train(None)
+    by_tokens, losses_by_tokens = train(budget)
+    assert losses_by_tokens == pytest.approx(losses_by_rows, abs=1e-5)
+    for name, value in by_rows.items():
+        torch.testing.assert_close(by_tokens[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_trying_a_size_leaves_no_trace(make_trainer, plain_prompts):
+    """What `auto` does on a GPU before the first update, forced here."""
+    dataset = plain_prompts.select(range(8))
+    tried, untried = (make_trainer(dataset, max_steps=3, exploration_steps=0) for _ in range(2))
+    sample = tried.pool.sample
+
+    def probe_then_sample(n, rng):
+        if tried.state.global_step == 1:
+            tried._probe_step(tried._pad([{"input_ids": [5] * 40, "labels": [5] * 40}] * 3))
+        return sample(n, rng)
+
+    tried.pool.sample = probe_then_sample
+    tried.train()
+    untried.train()
+    for name, value in weights(untried).items():
+        assert torch.equal(weights(tried)[name], value)
+    drop = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "time/exploration"}
+    logs = [
+        [{key: value for key, value in entry.items() if key not in drop} for entry in trainer.state.log_history]
+        for trainer in (tried, untried)
+    ]
+    assert logs[0][:3] == logs[1][:3]
