@@ -32,9 +32,9 @@ from correction_trl import CorrectorSFTTrainer, SCoReTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.evaluation import evaluate_attempts
 from correction_trl.evaluation.metrics import self_correction_metrics, summarize
-from correction_trl.policy.attempts import FollowUp, sample_attempts
-from correction_trl.policy.generation import generate_completions, sampling_config
-from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
+from correction_trl.policy.attempts import FollowUp
+from correction_trl.policy.generation import Responses, Sampler
+from correction_trl.policy.tokenization import tokenize_prompt
 from correction_trl.reporting import installed_versions
 
 
@@ -129,67 +129,59 @@ def many_attempts(model, tokenizer, test: Dataset, n_attempts: int = 10) -> dict
     found = evaluate_attempts(
         model, tokenizer, test, exact_match, INSTRUCTION, n_turns=n_attempts, max_completion_length=16, batch_size=250
     )
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
-    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=0.0)
+    sampler = Sampler(model, tokenizer, max_new_tokens=16, temperature=0.0, batch_size=500)
+    follow_up = FollowUp(tokenizer, sampler.stop_ids, conversational=True)
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     contexts, last_only = prompts, []
     for _ in range(n_attempts):
-        attempts = generate_completions(model, contexts, config, batch_size=500)
-        values = exact_match(decode(tokenizer, attempts), test["answer"])
+        attempts = sampler(contexts)
+        values = exact_match(attempts.texts, test["answer"])
         last_only.append(summarize(values))
-        contexts = [p + y + follow_up(y, INSTRUCTION) for p, y in zip(prompts, attempts, strict=True)]
+        contexts = [p + y + follow_up(y, INSTRUCTION) for p, y in zip(prompts, attempts.ids, strict=True)]
     return {
         "conversation": [found.metrics[f"acc@t{turn}"] for turn in range(1, n_attempts + 1)],
         "last_attempt_shown": last_only,
     }
 
 
-def second_attempts(model, tokenizer, test: Dataset, first_ids: list[list[int]]) -> dict:
+def second_attempts(model, tokenizer, test: Dataset, firsts: Responses) -> dict:
     """Greedy second attempts after given first ones."""
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
-    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=0.0)
+    sampler = Sampler(model, tokenizer, max_new_tokens=16, temperature=0.0, batch_size=500)
+    follow_up = FollowUp(tokenizer, sampler.stop_ids, conversational=True)
     contexts = [
         tokenize_prompt(tokenizer, prompt)[1] + ids + follow_up(ids, INSTRUCTION)
-        for prompt, ids in zip(test["prompt"], first_ids, strict=True)
+        for prompt, ids in zip(test["prompt"], firsts.ids, strict=True)
     ]
-    second_ids = generate_completions(model, contexts, config, batch_size=500)
-    first, second = (exact_match(decode(tokenizer, ids), test["answer"]) for ids in (first_ids, second_ids))
+    first, second = (exact_match(found.texts, test["answer"]) for found in (firsts, sampler(contexts)))
     metrics = self_correction_metrics(first, second)
     return {key: metrics[key] for key in ("acc@t1", "acc@t2", "fix_rate", "delta(c->i)")}
 
 
 def distribution_shift(model, base, tokenizer, test: Dataset, seed: int) -> dict:
     """Corrections of the base model's first attempts (which never change) and of the model's own, both at T = 1."""
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=1.0)
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     results = {}
     for name, source in (("of the base", base), ("own", model)):
-        torch.manual_seed(seed)
-        first_ids = generate_completions(source, prompts, config, batch_size=500)
-        results[name] = second_attempts(model, tokenizer, test, first_ids)
+        firsts = Sampler(source, tokenizer, max_new_tokens=16, batch_size=500)(prompts, seed=seed)
+        results[name] = second_attempts(model, tokenizer, test, firsts)
     return results
 
 
 def compute_curve(model, tokenizer, test: Dataset, seed: int, largest: int = 16, temperature: float = 0.7) -> dict:
     """Majority of 2K parallel first attempts against the majority of K second attempts, each after a first one."""
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    follow_up = FollowUp(tokenizer, stop_ids, conversational=True)
-    config = sampling_config(tokenizer, stop_ids, max_new_tokens=16, temperature=temperature)
+    sampler = Sampler(model, tokenizer, max_new_tokens=16, temperature=temperature)
+    follow_up = FollowUp(tokenizer, sampler.stop_ids, conversational=True)
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     firsts, seconds = [], []
     torch.manual_seed(seed)
     for _ in range(largest):
-        turns, _ = sample_attempts(
-            model, prompts, lambda turn, ids: [follow_up(one, INSTRUCTION) for one in ids], 2, config
+        (first, second), _ = sampler.attempts(
+            prompts, lambda turn, ids: [follow_up(one, INSTRUCTION) for one in ids], 2
         )
-        firsts.append(decode(tokenizer, turns[0]))
-        seconds.append(decode(tokenizer, turns[1]))
+        firsts.append(first.texts)
+        seconds.append(second.texts)
     for _ in range(largest):
-        turns, _ = sample_attempts(model, prompts, None, 1, config)
-        firsts.append(decode(tokenizer, turns[0]))
+        firsts.append(sampler(prompts).texts)
 
     def majority(samples):
         votes = [Counter(column).most_common(1)[0][0] for column in zip(*samples, strict=True)]

@@ -46,6 +46,7 @@ from ..data_utils import (
 from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
 from ..functions import call_teacher, call_value_function
+from ..policy.attention import unsupported_reason
 from ..policy.generation import generate_completions
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
@@ -75,7 +76,7 @@ from .losses import (
     sigmoid_loss,
 )
 from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
-from .shared_prefix import packed_forward, self_check, unsupported_reason
+from .shared_prefix import packed_forward, self_check
 
 
 logger = get_logger(__name__)

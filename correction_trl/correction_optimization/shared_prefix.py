@@ -15,7 +15,7 @@ left of y, then what is left of y':
 
 Shorter pairs of a batch share a row (each sees only itself), so that padding does not eat the gain.
 
-This holds for layers that mix tokens through masked attention only. [`unsupported_reason`] knows which models are made
+This holds for layers that mix tokens through masked attention only. `policy/attention.py` knows which models are made
 of them and how their layers take a mask; everything that it does not know, it refuses.
 """
 
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -31,54 +30,8 @@ from transformers import PreTrainedModel
 from trl.data_utils import common_prefix_length
 from trl.trainer.utils import FusedCausalLMOutput
 
+from ..policy.attention import FULL_ATTENTION, MASK_PER_LAYER_TYPE, UNIFORM_WINDOW, unwrap_causal_lm
 
-# How a causal language model of transformers 5.23 hands a ready-made mask to its layers, by class. A class is listed
-# after reading its forward, and tests/test_shared_prefix.py compares each with two rows.
-
-# One mask for all layers, which all see the whole context.
-FULL_ATTENTION = {
-    "ArceeForCausalLM",
-    "CohereForCausalLM",
-    "Ernie4_5ForCausalLM",
-    "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "GemmaForCausalLM",
-    "Glm4ForCausalLM",
-    "GlmForCausalLM",
-    "GraniteForCausalLM",
-    "HeliumForCausalLM",
-    "LlamaForCausalLM",
-    "NemotronForCausalLM",
-    "Olmo2ForCausalLM",
-    "OlmoForCausalLM",
-    "PhiForCausalLM",
-    "SeedOssForCausalLM",
-    "StableLmForCausalLM",
-}
-# One mask for all layers, which all see a window of `config.sliding_window` tokens if that is set.
-UNIFORM_WINDOW = {
-    "MistralForCausalLM",
-    "MixtralForCausalLM",
-    "Phi3ForCausalLM",
-    "Qwen3MoeForCausalLM",
-    "Starcoder2ForCausalLM",
-}
-# A dict with one mask for each of `config.layer_types`.
-MASK_PER_LAYER_TYPE = {
-    "Cohere2ForCausalLM",
-    "Exaone4ForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "MinistralForCausalLM",
-    "Olmo3ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen2MoeForCausalLM",
-    "Qwen3ForCausalLM",
-    "SmolLM3ForCausalLM",
-}
-
-# PEFT methods that work token by token. Others put tokens of their own before each row or attend to them.
-TOKENWISE_PEFT = {"LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA"}
 
 # A dense mask of this many elements at most (rows x length²: one row of 8,192 tokens, four of 4,096): 128 MiB in
 # bfloat16. Beyond it, FlexAttention or two rows.
@@ -351,7 +304,7 @@ def attention_mask(
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model for which [`unsupported_reason`] has no objection.
+            A model for which `unsupported_reason` has no objection.
         batch (`dict[str, torch.Tensor]`):
             From [`pack_pairs`], on the model's device.
 
@@ -365,7 +318,7 @@ def attention_mask(
         ValueError: If the dense mask would have more than `MAX_DENSE_MASK_ELEMENTS` elements, or the model is not
             listed.
     """
-    causal_lm = _causal_lm(model)
+    causal_lm = unwrap_causal_lm(model)
     config = causal_lm.config
     family = type(causal_lm).__name__
     if family in FULL_ATTENTION:
@@ -452,7 +405,7 @@ def packed_forward(model: nn.Module, batch: dict[str, torch.Tensor]) -> FusedCau
 
     Args:
         model ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`], or either wrapped for distributed training):
-            A model that was given TRL's `add_fused_lm_head` and for which [`unsupported_reason`] has no objection.
+            A model that was given TRL's `add_fused_lm_head` and for which `unsupported_reason` has no objection.
         batch (`dict[str, torch.Tensor]`):
             From [`pack_pairs`], on the model's device. Further keys are ignored.
 
@@ -491,7 +444,7 @@ def labelled_forward(model: nn.Module, shift_labels: torch.Tensor, **inputs) -> 
     if shift_labels.device.type != "cpu":
         return model(**inputs, shift_labels=shift_labels, fused_lm_head=True)
     labelled = shift_labels != -100
-    with _hidden_states_at(_causal_lm(model).base_model, labelled):
+    with _hidden_states_at(unwrap_causal_lm(model).base_model, labelled):
         outputs = model(**inputs, shift_labels=shift_labels[labelled][None], fused_lm_head=True)
     for name in ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"):
         if name in outputs:  # only what the head was asked for
@@ -515,88 +468,6 @@ def _hidden_states_at(backbone: nn.Module, selected: torch.Tensor) -> Iterator[N
         handle.remove()
 
 
-def _causal_lm(model: nn.Module) -> PreTrainedModel:
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def unsupported_reason(model: nn.Module, max_length: int | None = None) -> str | None:
-    """
-    Why a model cannot compute pairs from packed rows exactly, or `None` if it can.
-
-    Only what is known to be exact passes: listed model classes of transformers itself, with settings under which a
-    token depends on the tokens that the mask shows and on their positions, and on nothing else.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`], or either wrapped for distributed training):
-            The policy or the reference.
-        max_length (`int`, *optional*):
-            Most tokens of a prompt and response together. Models whose rotary frequencies change with the longest
-            sequence of a batch are exact only up to a limit.
-
-    Returns:
-        `str` or `None`: The reason, naming the family, as a clause that can follow "because ".
-    """
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
-    if isinstance(model, PeftModel):
-        for adapter in model.peft_config.values():
-            if adapter.is_prompt_learning:
-                return f"the PEFT method {adapter.peft_type.value} is prompt learning: it puts tokens before each row"
-            if adapter.peft_type.value not in TOKENWISE_PEFT:
-                return f"the PEFT method {adapter.peft_type.value} has not been checked for packed rows"
-            if adapter.peft_type.value == "LORA" and adapter.alora_invocation_tokens is not None:
-                return "an activated LoRA switches on at a place in the row, which packing moves"
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        return f"{type(model).__name__} is not a transformers model"
-
-    family = type(model).__name__
-    config = model.config
-    settings = config.to_dict()
-    known = FULL_ATTENTION | UNIFORM_WINDOW | MASK_PER_LAYER_TYPE
-    if family not in known or not type(model).__module__.startswith("transformers.models."):
-        if config.is_encoder_decoder:
-            return f"{family} is an encoder-decoder model"
-        if config.get_text_config() is not config:
-            return f"{family} takes more than text, and its forward builds masks and positions of its own"
-        others = sorted(set(settings.get("layer_types") or []) - {"full_attention", "sliding_attention"})
-        if others:
-            return f"{family} has layers of type {', '.join(others)}, which do not follow an attention mask"
-        if any(name.endswith("sinks") for name, _ in model.named_parameters()):
-            return f"{family} has attention sinks"
-        return f"{family} is not among the model classes that were checked for packed rows"
-
-    if config._attn_implementation not in ("eager", "sdpa", "flex_attention"):
-        return (
-            f"{config._attn_implementation} (`attn_implementation`) cannot take the mask of packed rows; 'sdpa', "
-            "'eager' and 'flex_attention' can"
-        )
-    if config._attn_implementation == "flex_attention" and model.device.type == "cpu":
-        return "FlexAttention has no backward pass on a CPU"
-    others = sorted(set(settings.get("layer_types") or []) - {"full_attention", "sliding_attention"})
-    if others:
-        return f"{family} has layers of type {', '.join(others)}, which do not follow an attention mask"
-    if settings.get("is_causal") is False or settings.get("use_bidirectional_attention"):
-        return f"{family} is configured to attend in both directions"
-    if settings.get("add_cross_attention"):
-        return f"{family} is configured with cross-attention"
-    if settings.get("output_router_logits"):
-        return f"the load-balancing loss of {family} (`output_router_logits`) counts every token of a row"
-
-    # Plain RoPE has its settings at the top, RoPE per layer type one level down.
-    rope = settings.get("rope_parameters") or {}
-    for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        rope_type = parameters.get("rope_type") or "default"
-        if rope_type == "longrope" or "dynamic" in rope_type:
-            limit = parameters.get("original_max_position_embeddings") or settings["max_position_embeddings"]
-            if max_length is None or max_length > limit:
-                return (
-                    f"the rotary frequencies of {family} ({rope_type}) change with the longest sequence of a batch "
-                    f"beyond {limit} tokens, and `max_length` is {max_length}"
-                )
-    return None
-
-
 @torch.no_grad()
 def two_row_difference(model: nn.Module, pairs: list[dict[str, list[int]]], pad_token_id: int) -> tuple[float, float]:
     """
@@ -614,7 +485,7 @@ def two_row_difference(model: nn.Module, pairs: list[dict[str, list[int]]], pad_
         `tuple[float, float]`: Largest and mean absolute difference over all tokens of all y and y', in nats; NaN if
         either is.
     """
-    device = _causal_lm(model).device
+    device = unwrap_causal_lm(model).device
     batch = {name: value.to(device) for name, value in pack_pairs(pairs, pad_token_id).items()}
     sides = [(name, i) for name in ("response", "correction") for i in range(len(pairs))]
     rows = [pairs[i]["prompt_ids"] + pairs[i][f"{name}_ids"] for name, i in sides]
@@ -661,7 +532,7 @@ def self_check(model: nn.Module, pairs: list[dict[str, list[int]]], pad_token_id
     Returns:
         `str` or `None`: What went wrong, as a clause that can follow "because ", or `None`.
     """
-    causal_lm = _causal_lm(model)
+    causal_lm = unwrap_causal_lm(model)
     while pairs and not dense_mask_fits(pairs, causal_lm.config._attn_implementation):
         pairs = pairs[:-1]  # what would not be packed is not compared
     if not pairs:

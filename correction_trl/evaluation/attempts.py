@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,13 +12,11 @@ from ..data_utils import check_dataset
 from ..errors import BadInput
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
-from ..policy.attempts import FollowUp, sample_attempts
-from ..policy.generation import sampling_config
+from ..policy.attempts import FollowUp
+from ..policy.generation import Sampler
 from ..policy.tokenization import (
     chat_template_kwargs,
     check_tokenizer,
-    decode,
-    stop_token_ids,
     tokenize_prompt,
 )
 from .evaluate import Evaluation, judge_traces, summarize_records
@@ -103,13 +100,8 @@ def evaluate_attempts(
         raise BadInput(f"`samples={samples}` greedy samples are all the same; set a `temperature`, or one sample.")
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    config = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
+    sampler = Sampler(model, tokenizer, max_completion_length, temperature)
     follow_ups: dict[str, FollowUp] = {}
-    was_training = model.training
-    model.eval()
     records = []
     with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
         prompts = {}
@@ -117,7 +109,7 @@ def evaluate_attempts(
             kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
             key = json.dumps(kwargs, sort_keys=True)
             if key not in follow_ups:
-                follow_ups[key] = FollowUp(tokenizer, stop_ids, conversational, kwargs)
+                follow_ups[key] = FollowUp(tokenizer, sampler.stop_ids, conversational, kwargs)
             prompts[row] = tokenize_prompt(tokenizer, dataset[row]["prompt"], **kwargs)[1], follow_ups[key]
         # By length, so that little is padded
         conversations = sorted(
@@ -129,19 +121,17 @@ def evaluate_attempts(
             def next_turn(turn, attempt_ids, batch=batch):
                 return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
 
-            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-                torch.manual_seed(seed + len(dataset) * PartialState().process_index + start)
-                turns, _ = sample_attempts(model, [prompts[row][0] for row, _ in batch], next_turn, n_turns, config)
-            texts = [decode(tokenizer, attempts) for attempts in turns]
+            batch_seed = seed + len(dataset) * PartialState().process_index + start
+            prompt_ids = [prompts[row][0] for row, _ in batch]
+            turns, _ = sampler.attempts(prompt_ids, next_turn, n_turns, seed=batch_seed)
             traces = {
                 key: Trace(
-                    responses=[attempts[i] for attempts in texts],
-                    tokens=[len(attempts[i]) for attempts in turns],
+                    responses=[attempts.texts[i] for attempts in turns],
+                    tokens=[len(attempts.ids[i]) for attempts in turns],
                     replies=n_turns,
-                    cut_off=sum(attempts[i][-1] not in stop_ids for attempts in turns),
+                    cut_off=sum(attempts.cut_off[i] for attempts in turns),
                 )
                 for i, key in enumerate(batch)
             }
             records += judge_traces(dataset, traces, value_function, extract_answer, threshold)
-    model.train(was_training)
     return summarize_records(dataset, records, n_examples, n_turns)

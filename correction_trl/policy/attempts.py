@@ -10,12 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from jinja2.exceptions import TemplateError
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.utils import pad
+from transformers import PreTrainedTokenizerBase
 
-from ..correction_optimization.shared_prefix import unsupported_reason
 from ..errors import BadInput
 
 
@@ -143,25 +140,22 @@ def _rewrites_history(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: 
     return _ANSWER in text and "why-so" not in text
 
 
-@torch.no_grad()
 def sample_attempts(
-    model: PreTrainedModel,
+    complete: Callable[..., tuple[list[list[int]], Any]],
     prompt_ids: Sequence[Sequence[int]],
-    next_turn: Callable[[int, list[list[int]]], list[list[int]]],
+    next_turn: Callable[[int, list[list[int]]], list[list[int]]] | None,
     n_turns: int,
-    generation_config: GenerationConfig,
-    model_inputs: Callable[[torch.Tensor, torch.Tensor], dict[str, Any]] | None = None,
 ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
     """
     Several attempts at each prompt, each going on from the one before it in the same conversation.
 
-    Where the model's attention allows it (every layer sees everything, no recurrent state), a later attempt continues
-    from the key-value cache of the earlier ones, and only what is new is computed; elsewhere it starts again from the
-    ids. Both give the same distribution.
+    Where the model allows it, a later attempt continues from the key-value cache of the earlier ones, and only what is
+    new is computed; elsewhere it starts again from the ids. Both give the same distribution.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The policy, unwrapped.
+        complete (`Callable`):
+            [`~generation.generate`], bound to a model and its settings: completes a batch of ids, with the keyword
+            arguments `continue_from` and `keep`.
         prompt_ids (`Sequence[Sequence[int]]`):
             Token ids of the prompts; none empty.
         next_turn (`Callable`):
@@ -169,57 +163,19 @@ def sample_attempts(
             returns the ids to append to each before the next attempt, as [`FollowUp`] makes them.
         n_turns (`int`):
             Number of attempts.
-        generation_config ([`~transformers.GenerationConfig`]):
-            Sampling parameters; `max_new_tokens` holds per attempt.
-        model_inputs (`Callable`, *optional*):
-            For prompts with images: called with the ids and their attention mask (left-padded) before each attempt;
-            returns the model's further inputs, such as `pixel_values`. Each attempt then starts again from the ids.
 
     Returns:
         `tuple` of two lists over turns. Attempts: `attempts[t][i]` are the ids that prompt i got in turn t, up to and
         including the first stop token. Follow-ups: `follow_ups[t][i]` are the ids between `attempts[t][i]` and
         `attempts[t + 1][i]`.
     """
-    stop_ids = generation_config.eos_token_id
-    stop = torch.tensor([stop_ids] if isinstance(stop_ids, int) else list(stop_ids), device=model.device)
-    pad_token_id = generation_config.pad_token_id
-    cacheable = n_turns > 1 and model_inputs is None and generation_config.cache_implementation is None
-    cacheable = cacheable and unsupported_reason(model) is None
-    cache = DynamicCache(config=model.config) if cacheable else None
-    # A sliding window would count the padding inside the rows
-    with_cache = cache is not None and not any(layer.is_sliding for layer in cache.layers)
-
-    def padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
-        ids = pad(tensors, padding_value=pad_token_id, padding_side="left")
-        mask = pad([torch.ones_like(t) for t in tensors], padding_value=0, padding_side="left")
-        return ids.to(model.device), mask.to(model.device)
-
-    input_ids, attention_mask = padded(prompt_ids)
-    attempts, follow_ups = [], []
+    rows = [list(ids) for ids in prompt_ids]
+    attempts, follow_ups, kept = [], [], None
     for turn in range(1, n_turns + 1):
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=generation_config,
-            **({"past_key_values": cache} if with_cache else {}),
-            **(model_inputs(input_ids, attention_mask) if model_inputs is not None else {}),
-        )
-        new = output[:, input_ids.size(1) :]
-        ends = torch.isin(new, stop).long()
-        kept = (ends.cumsum(1) - ends) == 0  # up to and including the first stop token
-        attempts.append([ids[mask].tolist() for ids, mask in zip(new.cpu(), kept.cpu(), strict=True)])
-        if turn == n_turns:
-            break
-        follow_ups.append(next_turn(turn, attempts[-1]))
-        if with_cache:
-            # Padding now also lies inside the rows; the attention mask hides it and `generate` counts positions by it
-            appended_ids, appended_mask = padded(follow_ups[-1])
-            input_ids = torch.cat([output, appended_ids], dim=1)
-            attention_mask = torch.cat([attention_mask, kept.long(), appended_mask], dim=1)
-        else:
-            rows = [list(prompt) for prompt in prompt_ids]
-            for done, appended in zip(attempts, follow_ups, strict=True):
-                rows = [row + a + f for row, a, f in zip(rows, done, appended, strict=True)]
-            input_ids, attention_mask = padded(rows)
+        new_ids = rows if kept is None else follow_ups[-1]
+        completions, kept = complete(new_ids, continue_from=kept, keep=turn < n_turns)
+        attempts.append(completions)
+        if turn < n_turns:
+            follow_ups.append(next_turn(turn, completions))
+            rows = [row + a + f for row, a, f in zip(rows, completions, follow_ups[-1], strict=True)]
     return attempts, follow_ups

@@ -29,6 +29,7 @@ from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
 from ..functions import call_value_function
 from ..policy.attempts import FollowUp, sample_attempts
+from ..policy.generation import generate
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
 from .score_config import SCoReConfig
@@ -295,9 +296,12 @@ class SCoReTrainer(RLOOTrainer):
                     rows = [r + a + f for r, a, f in zip(rows, attempts[-1], follow_ups[-1], strict=True)]
             return attempts, follow_ups
 
+        def sample(model):
+            complete = functools.partial(generate, model, generation_config=self.generation_config)
+            return sample_attempts(complete, prompt_ids, next_turn, n_turns)
+
         if with_reference and self.ref_model is not None:
-            model = self.accelerator.unwrap_model(self.ref_model)
-            return sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+            return sample(self.accelerator.unwrap_model(self.ref_model))
         was_training = self.model.training
         with (
             unwrap_model_for_generation(
@@ -312,9 +316,9 @@ class SCoReTrainer(RLOOTrainer):
             model.eval()
             if with_reference:
                 with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    sampled = sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+                    sampled = sample(model)
             else:
-                sampled = sample_attempts(model, prompt_ids, next_turn, n_turns, self.generation_config)
+                sampled = sample(model)
             model.train(was_training)
         return sampled
 

@@ -22,14 +22,12 @@ from ..errors import BadInput
 from ..evaluation.evaluate import Evaluation, evaluate_traces
 from ..functions import Prompt, call_value_function
 from ..inference.strategy import Trace
-from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp, sample_attempts
-from ..policy.generation import sampling_config
+from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp
+from ..policy.generation import Sampler
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
     check_tokenizer,
-    decode,
-    stop_token_ids,
     tokenize_prompt,
 )
 
@@ -132,26 +130,19 @@ def sample_transcripts(
         raise BadInput("Prompts with images must be conversational (lists of messages).")
     chat = _ProcessorChat(processing_class) if with_images else tokenizer
     check_tokenizer(chat, conversational)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    config = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
-    if unknown := config.update(**(generation_kwargs or {})):
-        raise BadInput(f"`generation_kwargs` holds {sorted(unknown)}, which transformers' GenerationConfig lacks.")
-
     if with_images:  # a place holder that the model writes itself would be one without an image in the second turn
         reserved = [*processing_class.image_token_ids, *processing_class.video_token_ids]
-        config.suppress_tokens = [token for token in reserved if token is not None]
+        reserved = [token for token in reserved if token is not None]
+        generation_kwargs = {**(generation_kwargs or {}), "suppress_tokens": reserved}
+    sampler = Sampler(model, tokenizer, max_completion_length, temperature, generation_kwargs=generation_kwargs)
     follow_ups = {}
 
     def follow_up(row: dict[str, Any]) -> FollowUp:  # usually one for all rows
         kwargs = chat_template_kwargs(row)
         if repr(kwargs) not in follow_ups:
-            follow_ups[repr(kwargs)] = FollowUp(chat, stop_ids, conversational, kwargs)
+            follow_ups[repr(kwargs)] = FollowUp(chat, sampler.stop_ids, conversational, kwargs)
         return follow_ups[repr(kwargs)]
 
-    was_training = model.training
-    model.eval()
     transcripts = []
     state = PartialState()
     lengths = [len(message_text(prompt)) for prompt in dataset["prompt"]]
@@ -170,33 +161,28 @@ def sample_transcripts(
             def ask_again(turn, attempts, batch=batch):
                 return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
 
-            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-                torch.manual_seed(seed * 1_000_003 + state.process_index * 10_007 + start)
-                (first_ids, second_ids), (between,) = sample_attempts(
-                    model, prompt_ids, ask_again, 2, config, model_inputs
-                )
+            batch_seed = seed * 1_000_003 + state.process_index * 10_007 + start
+            (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, model_inputs, seed=batch_seed)
             prompts = [row["prompt"] for row in batch]
             columns = {key: [row[key] for row in batch] for key in batch[0] if key not in NOT_FOR_THE_TEACHER}
-            attempts = [decode(tokenizer, ids) for ids in (first_ids, second_ids)]
-            values = [call_value_function(value_function, prompts, texts, columns) for texts in attempts]
+            values = [call_value_function(value_function, prompts, of.texts, columns) for of in (first, second)]
             for i in range(len(batch)):
                 transcripts.append(
                     Transcript(
                         row=rows[start + i],
                         prompt=prompts[i],
-                        first=attempts[0][i],
-                        second=attempts[1][i],
+                        first=first.texts[i],
+                        second=second.texts[i],
                         first_value=values[0][i],
                         second_value=values[1][i],
                         prompt_ids=prompt_ids[i],
-                        first_ids=first_ids[i],
+                        first_ids=first.ids[i],
                         follow_up_ids=between[i],
-                        second_ids=second_ids[i],
-                        first_complete=bool(first_ids[i]) and first_ids[i][-1] in stop_ids,
-                        second_complete=bool(second_ids[i]) and second_ids[i][-1] in stop_ids,
+                        second_ids=second.ids[i],
+                        first_complete=not first.cut_off[i],
+                        second_complete=not second.cut_off[i],
                     )
                 )
-    model.train(was_training)
     if state.num_processes > 1:
         transcripts = gather_object(transcripts)
     return sorted(transcripts, key=lambda transcript: transcript.row)

@@ -11,9 +11,6 @@ from trl.trainer.utils import add_fused_lm_head
 
 from correction_trl.correction_optimization import shared_prefix
 from correction_trl.correction_optimization.shared_prefix import (
-    FULL_ATTENTION,
-    MASK_PER_LAYER_TYPE,
-    UNIFORM_WINDOW,
     attention_mask,
     dense_mask_fits,
     expected_speedup,
@@ -24,6 +21,11 @@ from correction_trl.correction_optimization.shared_prefix import (
     sharing_pays,
     token_ratio,
     two_row_difference,
+)
+from correction_trl.policy.attention import (
+    FULL_ATTENTION,
+    MASK_PER_LAYER_TYPE,
+    UNIFORM_WINDOW,
     unsupported_reason,
 )
 

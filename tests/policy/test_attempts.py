@@ -5,11 +5,12 @@ import functools
 import pytest
 import torch
 from helpers import build_model, build_tokenizer
-from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from correction_trl.errors import BadInput
-from correction_trl.policy.attempts import FollowUp, sample_attempts
-from correction_trl.policy.tokenization import stop_token_ids, tokenize_prompt
+from correction_trl.policy.attempts import FollowUp
+from correction_trl.policy.generation import Sampler
+from correction_trl.policy.tokenization import tokenize_prompt
 
 
 MESSAGE = "look again."
@@ -115,13 +116,7 @@ def test_continuing_from_the_cache_is_starting_again(tokenizer, family, monkeypa
     follow_up = make_follow_up(tokenizer)
     prompts = ["1+1=", "what is 25+17? ", "5", "add 1, 2 and 3, please"]
     prompt_ids = [tokenize_prompt(tokenizer, [{"role": "user", "content": text}])[1] for text in prompts]
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=12,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        disable_compile=True,
-    )
+    sampler = Sampler(model, tokenizer, max_new_tokens=12, temperature=0)
 
     def next_turn(turn, attempts):
         return [follow_up(ids, f"{MESSAGE} {turn}") for ids in attempts]
@@ -135,13 +130,14 @@ def test_continuing_from_the_cache_is_starting_again(tokenizer, family, monkeypa
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", counting_forward)
-    attempts, follow_ups = sample_attempts(model, prompt_ids, next_turn, 3, config)
+    turns, follow_ups = sampler.attempts(prompt_ids, next_turn, 3)
+    attempts = [responses.ids for responses in turns]
     longest = max(n_forwards)
     for i, prompt in enumerate(prompt_ids):
         row = list(prompt)
         for turn in range(3):
             ids = torch.tensor([row])
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=sampler.config)
             output = output[0, len(row) :].tolist()
             assert attempts[turn][i] == output
             row += output
@@ -155,10 +151,6 @@ def test_continuing_from_the_cache_is_starting_again(tokenizer, family, monkeypa
 
 
 def test_one_attempt_needs_no_follow_up(tokenizer):
-    model = build_model(tokenizer).eval()
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=4, pad_token_id=0, eos_token_id=[tokenizer.eos_token_id], disable_compile=True
-    )
-    attempts, follow_ups = sample_attempts(model, [[1, 10, 11]], None, 1, config)
-    assert len(attempts) == 1 and follow_ups == []
-    assert stop_token_ids(tokenizer, model.generation_config)[0] == tokenizer.eos_token_id
+    sampler = Sampler(build_model(tokenizer).eval(), tokenizer, max_new_tokens=4, temperature=0)
+    (responses,), follow_ups = sampler.attempts([[1, 10, 11]])
+    assert follow_ups == [] and responses.ids == sampler([[1, 10, 11]]).ids

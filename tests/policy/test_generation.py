@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from correction_trl.policy.generation import generate_completions
+from correction_trl.policy.generation import Sampler, generate, generate_completions, seed_of
 
 
 PAD, STOP, OTHER_STOP = 0, 2, 9
@@ -111,3 +111,43 @@ def test_generation_leaves_no_graph_behind(model, tiny_tokenizer):
     with torch.enable_grad():
         generate_completions(model, [[tiny_tokenizer.bos_token_id]], config(do_sample=False, max_new_tokens=2))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Random numbers of the row's own
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_draws_the_same_in_every_batch(model, tiny_tokenizer, plain_prompts):
+    """Alone, among others, in another order: a response depends on its seed alone, and on no global random state."""
+    prompts = [tiny_tokenizer(prompt)["input_ids"] for prompt in plain_prompts["prompt"][:12]]
+    seeds = [seed_of("a run", row) for row in range(12)]
+    generation_config = config(tiny_tokenizer.eos_token_id, do_sample=True, top_k=0, max_new_tokens=8)
+    state = torch.get_rng_state()
+    together = generate_completions(model, prompts, generation_config, seeds=seeds)
+    alone = [generate(model, [ids], generation_config, [s])[0][0] for ids, s in zip(prompts, seeds, strict=True)]
+    backwards = generate_completions(model, prompts[::-1], generation_config, batch_size=5, seeds=seeds[::-1])
+    assert together == alone == backwards[::-1]
+    assert torch.equal(torch.get_rng_state(), state)
+    others = generate_completions(model, prompts, generation_config, seeds=[seed + 1 for seed in seeds])
+    assert sum(a == b for a, b in zip(together, others, strict=True)) < 4
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({"temperature": 1.0}, None), ({"temperature": 2.0, "top_k": 5}, 5)])
+def test_rows_draw_from_the_distribution_of_the_model(model, tiny_tokenizer, settings, kept):
+    """Chi-square of 4,000 first tokens against softmax(logits / temperature), cut to the likeliest `top_k`."""
+    n_draws = 4000
+    sampler = Sampler(model, tiny_tokenizer, max_new_tokens=1, **settings)
+    prompt = tiny_tokenizer("what is 1+2? ")["input_ids"]
+    drawn = generate(model, [prompt] * n_draws, sampler.config, list(range(n_draws)))[0]
+    counts = torch.bincount(torch.tensor([ids[0] for ids in drawn]), minlength=model.config.vocab_size).double()
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1].double() / settings["temperature"]
+    if kept is not None:
+        logits[logits < logits.topk(kept).values[-1]] = -torch.inf
+    expected = logits.softmax(0) * n_draws
+    assert counts[expected == 0].sum() == 0
+    common = expected >= 5
+    chi_square = ((counts - expected)[common] ** 2 / expected[common]).sum()
+    degrees = int(common.sum()) - 1
+    assert degrees >= 3 and chi_square < degrees + 4 * (2 * degrees) ** 0.5  # four standard deviations
