@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..sandbox import Job, LocalSandbox, Result, Sandbox
-from .code_extraction import complete, extract_code
+from .code_extraction import complete, extract_code, stub, tested_names
 from .common import LastBatch, completion_text, read_column, report_unjudged
 
 
@@ -100,8 +100,8 @@ class CodeTests:
         return f"{text}\n{failure.traceback}".strip() if failure.traceback else text
 
     def _run(self, completions: list, columns: dict) -> list[Result]:
-        codes = [extract_code(completion_text(completion)) for completion in completions]
-        rows = len(codes)
+        texts = [completion_text(completion) for completion in completions]
+        rows = len(texts)
         if self.kind == "humaneval":
             prompts = read_column(
                 "code_prompt" if "code_prompt" in columns else "prompt", self.__name__, prompt_column(columns), rows
@@ -110,14 +110,14 @@ class CodeTests:
             entry_points = read_column("entry_point", self.__name__, columns, rows)
             jobs = [
                 Job(
-                    program=complete(prompt, code, entry_point),
+                    program=complete(prompt, extract_code(text, [entry_point]), entry_point),
                     # The prompt's helpers (`poly` of HumanEval/32) are the tests' too, in a version the model has not
                     # touched.
-                    setup=f"{prompt.rstrip()}\n    pass\n\n{test}",
+                    setup=f"{stub(prompt)}\n{test}",
                     tests=("check(candidate)",),
                     entry_point=entry_point,
                 )
-                for prompt, code, test, entry_point in zip(prompts, codes, tests, entry_points, strict=True)
+                for prompt, text, test, entry_point in zip(prompts, texts, tests, entry_points, strict=True)
             ]
         else:
             test_lists = read_column("test_list", self.__name__, columns, rows)
@@ -128,8 +128,8 @@ class CodeTests:
                     more = ["\n".join(lines) if isinstance(lines, list) else lines or "" for lines in more]
                     setups = [f"{setup}\n{lines}".strip() for setup, lines in zip(setups, more, strict=True)]
             jobs = [
-                Job(program=code, tests=tuple(tests), setup=setup)
-                for code, tests, setup in zip(codes, test_lists, setups, strict=True)
+                Job(program=extract_code(text, tested_names([setup, *tests])), tests=tuple(tests), setup=setup)
+                for text, tests, setup in zip(texts, test_lists, setups, strict=True)
             ]
         return self.last_batch.judge(jobs, self.sandbox.run)
 

@@ -3,11 +3,14 @@
 import gzip
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
+from rewards.program_forms import misjudged
 
 from correction_trl.rewards import CodeTests, MathProgram, extract_code
+from correction_trl.rewards.code_extraction import complete
 from correction_trl.sandbox import Limits, LocalSandbox, Result, local
 
 
@@ -54,6 +57,33 @@ class TestExtractCode:
     )
     def test_forms(self, text, code):
         assert extract_code(text) == code
+
+    def test_every_form_is_judged_by_its_program(self):
+        """Over a hundred forms, each with a right and with a wrong program."""
+        assert misjudged() == []
+
+    def test_the_block_that_defines_the_tested_name_wins(self):
+        text = "```python\nsize = 3\n```\n```python\ndef f(x):\n    return size\n```\n```python\nprint(f(1))\n```"
+        assert extract_code(text, ["f"]) == "size = 3\n\ndef f(x):\n    return size\n"
+        # Where no name is given, the last program, with what it calls.
+        assert extract_code(text) == "size = 3\n\ndef f(x):\n    return size\n\nprint(f(1))\n"
+        assert extract_code("```python\nx = 1\n```\n```python\nprint(2)\n```", ["g"]) == "print(2)\n"
+
+    @pytest.mark.parametrize(
+        "part",
+        ["```", " ", "\n ", "> ", "- ", "1. ", "~", "`", "```python\n", "~~~ \n", "x:", "x: ", "a[", "a.", "[BEGIN]",
+         "\t", "except ", "from ", "import a ", "```\na = b\n```\n", "(", "-", "not ", "{", "f(a,", "def f(x):\n", "'",
+         "x = 1\n", '"""', "\\", ">>> ", "<answer>", "lambda:", "#", "if x:\n", "[a:", "async ", "    return x\n",
+         "```md\n", "```x```", "1+"],
+    )  # fmt: skip
+    def test_takes_linear_time(self, part):
+        """10^5 characters, behind an opening fence, behind code, and alone."""
+        many = part * (100_000 // len(part))
+        start = time.process_time()
+        for text in (many, f"```{many}", f"```python\n{many}", f"x{many}", f"def f(x):\n{many}\nwords here"):
+            complete("def f(x):\n", extract_code(text, ["f"]), "f")
+            assert time.process_time() - start < 1, repr(text[:20])
+            start = time.process_time()
 
 
 class TestHumanEval:
