@@ -103,11 +103,15 @@ class MicroBatchTrainerMixin:
                 if not is_last and self.accelerator.distributed_type != DistributedType.DEEPSPEED:
                     deferred = functools.partial(self.accelerator.no_sync, model=model)
                 with deferred():
-                    total = total + super().training_step(model, batch, num_items_in_batch)
+                    total = total + self._run_micro_batch(model, batch, num_items_in_batch)
         finally:
             self.current_gradient_accumulation_steps = n_steps
             self.accelerator.gradient_state._set_sync_gradients(sync)
         return total
+
+    def _run_micro_batch(self, model, batch: dict[str, Any], num_items_in_batch) -> torch.Tensor:
+        """Forward and backward of one of them."""
+        return super().training_step(model, batch, num_items_in_batch)
 
     def floating_point_ops(self, inputs):
         if isinstance(inputs, MicroBatches):
@@ -177,7 +181,7 @@ class MicroBatchTrainerMixin:
         try:
             self.current_gradient_accumulation_steps = 1
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                super().training_step(self.model_wrapped, batch, torch.tensor(1, device=device))
+                self._run_micro_batch(self.model_wrapped, batch, torch.tensor(1, device=device))
         finally:
             for name, value in recorded.items():
                 setattr(self, name, value)

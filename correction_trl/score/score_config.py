@@ -4,6 +4,7 @@ from trl import RLOOConfig
 
 from ..errors import BadInput
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
+from ..policy.micro_batches import read_max_tokens
 from .turn_credit import KL_ESTIMATORS
 
 
@@ -76,6 +77,14 @@ class SCoReConfig(RLOOConfig):
             context for the second attempt, and in no loss.
         correct_threshold (`float`, *optional*, defaults to `1.0`):
             An attempt counts as right in the metrics if its reward is at least this.
+
+        > Parameters that control the training
+
+        max_tokens_per_micro_batch (`int` or `str`, *optional*, defaults to `"auto"`):
+            The rollouts of an update (`per_device_train_batch_size` times `gradient_accumulation_steps`) are sorted by
+            length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
+            they are cut. `"auto"`: as many as the GPU's memory takes, tried once on the longest rows; on a CPU, and
+            with `None`, forwards of `per_device_train_batch_size` rows.
     """
 
     _VALID_DICT_FIELDS = RLOOConfig._VALID_DICT_FIELDS
@@ -128,8 +137,14 @@ class SCoReConfig(RLOOConfig):
         default=1.0, metadata={"help": "An attempt counts as right from this reward on, in the metrics."}
     )
 
+    # The training
+    max_tokens_per_micro_batch: str | None = field(
+        default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
         for name, remedy in _UNUSED_RLOO_SETTINGS.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise BadInput(f"`{name}` has no meaning in SCoRe: {remedy}.")

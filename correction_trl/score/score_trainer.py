@@ -30,13 +30,14 @@ from ..evaluation.metrics import edit_distance_ratio
 from ..functions import call_value_function
 from ..policy.attempts import FollowUp, sample_attempts
 from ..policy.generation import generate
+from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
 from .score_config import SCoReConfig
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
 
 
-class SCoReTrainer(RLOOTrainer):
+class SCoReTrainer(MicroBatchTrainerMixin, RLOOTrainer):
     r"""
     Trainer for SCoRe, multi-turn reinforcement learning of self-correction
     ([paper](https://huggingface.co/papers/2409.12917)). A policy π answers x with y₁, is told that there might be an
@@ -69,7 +70,8 @@ class SCoReTrainer(RLOOTrainer):
     second attempt whose bonus needs it (the KL still holds both). A function that raises stops the run with the row.
 
     **What it overrides.** `RLOOTrainer` gives the groups of rollouts, the reference, PEFT and quantization, reward
-    functions, vLLM and logging. Overridden: `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
+    functions, vLLM and logging. Overridden: `training_step` (an update's rollouts are trained on together, cut by
+    tokens), `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
     what the uninterrupted one did, except with vLLM), `_generate_and_score_completions` (several attempts),
     `_calculate_rewards` (names the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all
     self-correction metrics), `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference).
@@ -125,6 +127,7 @@ class SCoReTrainer(RLOOTrainer):
             names the row, the column or the setting.
     """
 
+    _recorded = ("_metrics", "_sums", "_first_attempt_kl")
     _tag_names = ["trl", "correction_trl", "score"]
     _name = "SCoRe"
     _paper = {
@@ -225,6 +228,7 @@ class SCoReTrainer(RLOOTrainer):
         self._sums = {mode: defaultdict(lambda: [0.0, 0.0]) for mode in ("train", "eval")}
         self._stage: int | None = None  # of the last update
         self._max_steps_before: int | None = None  # of the run that is resumed
+        self._slices: list[dict[str, torch.Tensor]] = []  # rollouts of an update that wait for its last step
         self._beta_2 = args.beta_2
         self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
 
@@ -262,7 +266,43 @@ class SCoReTrainer(RLOOTrainer):
 
     # ------------------------------------------------------------------ rollouts
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self._counts_tokens():
+            return super().training_step(model, inputs, num_items_in_batch)
+        # An update's rollouts come in one slice per step of the accumulation; with the last one all are trained on
+        start = time.perf_counter()
+        model.train()
+        self._slices.append(self._prepare_inputs(inputs))
+        self._step += 1
+        loss = torch.zeros((), device=self.accelerator.device)
+        if self.accelerator.sync_gradients:
+            loss = super().training_step(model, self._cut_rollouts(self._slices), num_items_in_batch)
+            self._slices = []
+        self._current_train_step_time += time.perf_counter() - start
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["step_time"].append(self._current_train_step_time)
+            self._current_train_step_time = 0.0
+        return loss
+
+    def _run_micro_batch(self, model, batch, num_items_in_batch):
+        # Past RLOOTrainer, which counts a step of the accumulation per call
+        return super(RLOOTrainer, self).training_step(model, batch, num_items_in_batch)
+
+    def _cut_rollouts(self, slices: list[dict[str, torch.Tensor]]) -> MicroBatches:
+        multiple = self.pad_to_multiple_of
+        rollouts = {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
+        n_rollouts = rollouts["input_ids"].size(0)
+        lengths = rollouts["attention_mask"].sum(1).tolist()
+        micro_batches = self._cut(lengths, lambda rows: _rows_of(rollouts, rows, multiple), n_steps=1)[-1]
+        for batch in micro_batches:
+            # `Trainer` averages the means of the micro-batches, which differ in size
+            weight = batch["input_ids"].size(0) * len(micro_batches) / n_rollouts
+            batch["mean_weight"] = torch.tensor(weight, device=self.accelerator.device)
+        return micro_batches
+
     def _prepare_inputs(self, generation_batch):
+        if isinstance(generation_batch, dict):  # rollouts that were cut into micro-batches
+            return generation_batch
         # The randomness of sampling and shuffling depends on the seed, the step and the process alone; the surrounding
         # random state is left as it was.
         device = self.accelerator.device
@@ -403,6 +443,10 @@ class SCoReTrainer(RLOOTrainer):
         batch["kl_weights"] = kl_weights
 
         n_rows = args.per_device_train_batch_size if mode == "train" else args.per_device_eval_batch_size
+        if mode == "train" and self._counts_tokens():
+            longest = max(range(n_local), key=lambda i: len(prompt_ids[i]))
+            between = [follow_ups[turn][longest] for turn in range(n_turns - 1)]
+            self._find_max_tokens(lambda n: self._longest_rollouts(prompt_ids[longest], between, n), n_local)
         with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
             if args.beta_1 > 0 or (stage == 1 and self._beta_2 > 0):
                 batch["ref_log_probs"] = self._reference_log_probs(batch, n_rows)
@@ -463,6 +507,16 @@ class SCoReTrainer(RLOOTrainer):
             "attention_mask": attention_mask.to(device),
             "turn_ids": turn_ids.to(device),
         }
+
+    def _longest_rollouts(self, prompt: list[int], follow_ups: list[list[int]], n: int):
+        """n rollouts as long as they can become, to try their size; and their tokens."""
+        n_turns = self.args.turns
+        attempt = [self.eos_token_ids[0]] * self.max_completion_length
+        batch = self._to_batch([prompt] * n, [[attempt] * n] * n_turns, [[ids] * n for ids in follow_ups], [False] * n)
+        batch["advantages"] = torch.ones(n, n_turns, device=batch["input_ids"].device)
+        batch["kl_weights"] = torch.ones_like(batch["advantages"])
+        batch["ref_log_probs"] = torch.zeros(n, batch["input_ids"].size(1) - 1, device=batch["input_ids"].device)
+        return batch, batch["input_ids"].numel()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         try:
@@ -585,12 +639,20 @@ class SCoReTrainer(RLOOTrainer):
         return outputs.log_probs[:, -n_positions:], entropy, outputs.aux_loss if self.aux_loss_enabled else None
 
     def _in_chunks(self, model: nn.Module, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
-        names = ("input_ids", "attention_mask", "turn_ids")
-        chunks = [
-            {name: batch[name][start : start + n_rows] for name in names}
-            for start in range(0, batch["input_ids"].size(0), n_rows)
-        ]
-        return torch.cat([self._forward(model, chunk)[0] for chunk in chunks])
+        """Log-probs of shape `(B, L - 1)`, by forwards of `n_rows` rows, or of as many tokens as in training."""
+        n_all, length = batch["input_ids"].shape
+        if self._counts_tokens() and self.model.training:
+            chunks = self._cut(batch["attention_mask"].sum(1).tolist(), list, n_steps=1)[-1]
+        else:
+            chunks = [list(range(start, min(start + n_rows, n_all))) for start in range(0, n_all, n_rows)]
+        rollouts = {name: batch[name] for name in ("input_ids", "attention_mask", "turn_ids")}
+        log_probs = None
+        for rows in chunks:
+            part = self._forward(model, _rows_of(rollouts, rows, self.pad_to_multiple_of))[0]
+            if log_probs is None:
+                log_probs = part.new_zeros(n_all, length - 1)
+            log_probs[rows, : part.size(1)] = part
+        return log_probs
 
     def _reference_log_probs(self, batch: dict[str, torch.Tensor], n_rows: int) -> torch.Tensor:
         if self.ref_model is not None:
@@ -603,7 +665,7 @@ class SCoReTrainer(RLOOTrainer):
         log_probs, entropy, aux_loss = self._forward(model, inputs)
         turn_ids = inputs["turn_ids"][:, 1:]
         ref_log_probs = inputs.get("ref_log_probs")
-        loss = multi_turn_loss(
+        losses = multi_turn_loss(
             log_probs,
             turn_ids,
             inputs["advantages"],
@@ -613,7 +675,8 @@ class SCoReTrainer(RLOOTrainer):
             inputs.get("old_turn_log_probs"),
             self.epsilon_low,
             self.epsilon_high,
-        ).mean()
+        )
+        loss = losses.mean() * inputs.get("mean_weight", 1.0)
         mode = "train" if self.model.training else "eval"
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss
@@ -856,3 +919,16 @@ class SCoReTrainer(RLOOTrainer):
             saved = load_file(reference_file)
             for name, (parameter, _) in self._reference_parameters().items():
                 parameter.data = saved[name].to(parameter.device, parameter.dtype)
+
+
+def _rows_of(batch: dict[str, torch.Tensor], rows: list[int], multiple: int | None) -> dict[str, torch.Tensor]:
+    """Some rows of a batch that is padded on the right, without the columns in which all of them are padding."""
+    width = batch["input_ids"].size(1)
+    n_columns = int(batch["attention_mask"][rows].sum(1).max())
+    n_columns = min(width, math.ceil(n_columns / (multiple or 1)) * (multiple or 1))
+    part = {name: values[rows] for name, values in batch.items()}
+    for name in ("input_ids", "attention_mask", "turn_ids"):
+        part[name] = part[name][:, :n_columns]
+    if "ref_log_probs" in part:  # one of each token but the first
+        part["ref_log_probs"] = part["ref_log_probs"][:, : n_columns - 1]
+    return part

@@ -745,3 +745,51 @@ def test_overridden_methods_of_trl_still_exist():
     for name, member in vars(SCoReTrainer).items():
         if inspect.isfunction(member) and hasattr(RLOOTrainer, name) and name != "__init__":
             assert f"`{name}`" in SCoReTrainer.__doc__, f"{name} is overridden and not named in the docstring"
+
+
+@pytest.mark.parametrize("stage", ["1", "2"])
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_an_update_is_the_same_however_it_is_cut_by_tokens(make_trainer, chat_prompts, stage, budget, accumulation):
+    def train(max_tokens):
+        trainer = make_trainer(
+            chat_prompts, max_tokens_per_micro_batch=max_tokens, stage=stage, optim="sgd", learning_rate=1e-2,
+            max_steps=2, per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
+            max_grad_norm=0.0, beta_1=0.1,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    by_rows, by_tokens = train(None), train(budget)
+    assert logged(by_tokens, "loss") == pytest.approx(logged(by_rows, "loss"), abs=1e-5)
+    for key in ("kl/t1", "entropy/t1", "entropy/t2", "acc@t2"):
+        assert logged(by_tokens, key) == pytest.approx(logged(by_rows, key), abs=1e-4), key
+    assert len(logged(by_tokens, "step_time")) == 2
+    for name, value in weights(by_rows).items():
+        torch.testing.assert_close(weights(by_tokens)[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_resumed_run_that_is_cut_by_tokens_is_the_run_that_was_not_killed(make_trainer, chat_prompts, tmp_path):
+    settings = {"max_tokens_per_micro_batch": 200, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(chat_prompts, **settings)
+    whole.train()
+    resumed = make_trainer(chat_prompts, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+
+
+def test_trying_a_size_leaves_no_trace(make_trainer, chat_prompts):
+    tried, untried = (make_trainer(chat_prompts, max_tokens_per_micro_batch=200, max_steps=2) for _ in range(2))
+
+    def find(probe, n_rows):
+        batch, n_tokens = probe(3)
+        assert batch["input_ids"].numel() == n_tokens
+        tried._probe_step(batch)
+
+    tried._find_max_tokens = find
+    tried.train()
+    untried.train()
+    for name, value in weights(untried).items():
+        assert torch.equal(weights(tried)[name], value)
+    assert logged(tried, "kl/t1") == logged(untried, "kl/t1")
