@@ -1,11 +1,19 @@
 """What all value functions share: reading completions and columns, and saying what could not be judged."""
 
 import logging
+import re
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 
 logger = logging.getLogger(__name__)
+
+# <think> (DeepSeek, Qwen), [THINK] (Magistral), Kimi's, Seed's and Cohere's marks, gpt-oss's channels.
+THOUGHT_MARK = re.compile(
+    r"(?i)<\|?(/)?(?:seed:)?(?:think|thinking|thoughts?|reasoning)\|?>|\[(/)?think\]|◁(/)?think▷"
+    r"|<\|(?:start|begin|(end))_(?:of_)?(?:think|thinking|thought)\|>"
+    r"|<\|channel\|>(?:(final<\|message\|>)|analysis|commentary)"
+)
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -29,8 +37,16 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What follows a reasoning model's thoughts; answers considered in them are not answers given."""
-    return text.rpartition("</think>")[2]
+    """
+    What a reasoning model says outside its thoughts; answers considered in them are not answers given. Thoughts that
+    never end hold everything that follows them.
+    """
+    spoken = text
+    for mark in THOUGHT_MARK.finditer(text):
+        if mark.lastindex:  # one of the groups, all of which are marks that end thoughts
+            spoken = text[mark.end() :]
+    unfinished = THOUGHT_MARK.search(spoken)  # every mark that ends thoughts stands before
+    return spoken[: unfinished.start()] if unfinished else spoken
 
 
 def read_column(name: str, user: str, columns: dict[str, Any], rows: int) -> list:

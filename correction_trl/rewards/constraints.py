@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from .common import after_thinking, completion_text, read_column, report_unjudged
 
 
+WORD_CLASS = re.compile(r"_[A-Z]$")  # of the early CommonGen
+WORD_OR_NUMBER = re.compile(r"[^\W\d_]+|\d+")
+SPACE = re.compile(r"\s+")
+SLOT = re.compile(r"(?<![^,\[\]])([^,\[\]]+)\[([^\[\]]*)\]")  # name[Blue Spice]
+
+
 # ---------------------------------------------------------------------------------------------------------- concepts
 
 
@@ -81,7 +87,7 @@ class ConceptCoverage:
 def concept_list(row: str | list[str] | None) -> list[str]:
     """The words of a concept set, without the early CommonGen's `_N` and `_V`."""
     words = row.split("#") if isinstance(row, str) else row or []
-    return [re.sub(r"_[A-Z]$", "", word.strip()) for word in words if word.strip()]
+    return [WORD_CLASS.sub("", word.strip()) for word in words if word.strip()]
 
 
 def covers(text: str, concept: str, language: str = "en") -> bool:
@@ -93,7 +99,7 @@ def covers(text: str, concept: str, language: str = "en") -> bool:
 
 
 def words_of(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]+|\d+", text.lower().replace("'s", " ").replace("’s", " "))
+    return WORD_OR_NUMBER.findall(text.lower().replace("'s", " ").replace("’s", " "))
 
 
 # Past forms that are also words of their own, which the lemmatiser keeps: with their other base form.
@@ -237,7 +243,7 @@ class SlotCoverage:
         found = []
         for completion, row in zip(completions, rows, strict=True):
             slots = slot_list(row)
-            text = re.sub(r"\s+", " ", after_thinking(completion_text(completion)).lower())
+            text = SPACE.sub(" ", after_thinking(completion_text(completion)).lower())
             missing = [
                 (slot, value)
                 for slot, value in slots
@@ -255,7 +261,7 @@ def slot_list(row: str | dict[str, str] | None) -> list[tuple[str, str]]:
     """Slots and values of a meaning representation, in order."""
     if isinstance(row, dict):
         return [(slot, str(value)) for slot, value in row.items() if value is not None]
-    return [(slot.strip(), value.strip()) for slot, value in re.findall(r"([^,\[\]]+)\[([^\]]*)\]", row or "")]
+    return [(slot.strip(), value.strip()) for slot, value in SLOT.findall(row or "")]
 
 
 concept_coverage = ConceptCoverage()

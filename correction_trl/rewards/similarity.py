@@ -7,6 +7,10 @@ From [Self-Correct](https://huggingface.co/papers/2211.00053), equation 4; the p
 import re
 
 
+WORD = re.compile(r"\w+")
+WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+
+
 def edit_similarity(source: str, target: str) -> float:
     """
     1 minus the Levenshtein distance in characters over the length of the longer text.
@@ -36,7 +40,7 @@ def word_similarity(source: str, target: str) -> float:
     """
     from rapidfuzz.distance import Levenshtein
 
-    return Levenshtein.normalized_similarity(re.findall(r"\w+|[^\w\s]", source), re.findall(r"\w+|[^\w\s]", target))
+    return Levenshtein.normalized_similarity(WORD_OR_MARK.findall(source), WORD_OR_MARK.findall(target))
 
 
 def line_similarity(source: str, target: str) -> float:
@@ -70,6 +74,6 @@ def bag_similarity(source: str, target: str) -> float:
     """
     from collections import Counter
 
-    bags = [Counter(re.findall(r"\w+", text.lower())) for text in (source, target)]
+    bags = [Counter(WORD.findall(text.lower())) for text in (source, target)]
     total = bags[0].total() + bags[1].total()
     return 2 * (bags[0] & bags[1]).total() / total if total else 1.0
