@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import BadInput
+from .errors import BadInput, first_line
 
 
 PAIRS, PROMPTS = "pairs", "prompts"
@@ -190,3 +190,74 @@ def public_name(name: str | None, default: str | None = None) -> str | None:
     if Path(name).is_dir():  # "." has a name of its own
         return Path(name).resolve().name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:
+    """
+    One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+
+    Args:
+        name (`str`):
+            Hub id, folder or file.
+        config (`str`, *optional*):
+            Name of the dataset's configuration.
+        split (`str`):
+            Name of the split; a file has one, `"train"`, whatever is asked for.
+        max_rows (`int`, *optional*):
+            Keep the first so many rows.
+
+    Raises:
+        BadInput: If the file is empty or cannot be read, or the dataset or its split does not exist.
+    """
+    path = Path(name)
+    if path.is_file():
+        loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+        if loader is None:
+            raise BadInput(f"{name}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
+        if path.stat().st_size == 0:
+            raise BadInput(f"{name}: the file is empty.")
+        try:
+            dataset = load_dataset(loader, data_files=str(path), split="train")
+        except Exception as error:
+            reason = first_line(error.__cause__ or error)
+            raise BadInput(f"{name}: the file cannot be read as {path.suffix} ({reason}).") from error
+    else:
+        try:
+            dataset = load_dataset(name, config)
+        except Exception as error:
+            raise BadInput(f"{name}: no such dataset, or it cannot be loaded ({first_line(error)}).") from error
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
+                raise BadInput(
+                    f"{name} has no split {split!r}; it has {', '.join(dataset)}. Name the splits to use, for example "
+                    "with `--dataset_test_split`."
+                )
+            dataset = dataset[split]
+    return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+
+
+def with_prompts(dataset: Dataset, template: str) -> Dataset:
+    """
+    Give a dataset a column `prompt`: a user's message, made of other columns.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The dataset.
+        template (`str`):
+            The message, with `{column}` where a column's text goes; a brace of its own is doubled.
+
+    Raises:
+        BadInput: If the template names a column that is not there, or is none.
+    """
+
+    def message(row: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": [{"role": "user", "content": template.format(**row)}]}
+
+    try:
+        template.format(**dict.fromkeys(dataset.column_names, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        raise BadInput(
+            f"`prompt_template` cannot be filled in ({type(error).__name__}: {error}); the columns are "
+            f"{', '.join(dataset.column_names)}, and a brace of its own is written twice."
+        ) from None
+    return dataset.map(message)

@@ -8,3 +8,9 @@ class BadInput(ValueError):
 
 class TeacherFailed(RuntimeError):
     """A teacher that raised, or that returned something that is not a correction."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, cut down to what fits into a sentence."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

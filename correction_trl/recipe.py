@@ -1,18 +1,78 @@
-"""What every recipe does around its trainer: read the configuration, load the data, push the result."""
+"""What surrounds the trainer in every recipe: the settings, the data, the evaluations, the report and the push."""
 
+import difflib
+import enum
+import math
+import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset, DatasetDict, load_dataset
 from huggingface_hub import HfApi
-from trl import TrlParser
+from transformers import AutoConfig
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from .data_utils import public_name as public_name
-from .errors import BadInput, TeacherFailed
+from .carry_addition import embedded_path
+from .data_utils import load_split, public_name
+from .errors import BadInput, TeacherFailed, first_line
+from .functions import import_function
+
+
+# Settings that are gone: what to do instead
+REMOVED_SETTINGS = {
+    "vllm_model_impl": "vLLM picks the implementation itself",
+    "vllm_enable_sleep_mode": "vLLM stays awake; lower `vllm_gpu_memory_utilization` to leave the trainer more memory",
+    "vllm_server_host": "set `vllm_server_base_url: http://HOST:PORT`",
+    "vllm_server_port": "set `vllm_server_base_url: http://HOST:PORT`",
+    "vllm_server_timeout": "start the server before the run",
+    "vllm_group_port": "TRL's port for the weights is used",
+    "n_rounds": "for another round of both stages, start the recipe again from the trained model",
+    "offline_fraction": "first attempts are always sampled from the policy",
+    "threshold": "set `correct_threshold`",
+    "right": "set `correct_threshold`",
+}
+# TRL's advice for adapters: ten times the learning rate of full fine-tuning
+ADAPTER_LEARNING_RATE_FACTOR = 10
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DataArguments:
+    """The problems that a model is evaluated on."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder or file. By default the embedded task."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    test_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
+
+
+@dataclass
+class ScriptArguments(DataArguments):
+    """The data of a training recipe, which is evaluated before and after; a recipe adds its own arguments to them."""
+
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_validation_split: str = field(
+        default="validation", metadata={"help": "Split for the trainer's evaluations, with `eval_strategy`."}
+    )
+    test_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
+    )
+    train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
 
 
 def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
@@ -34,26 +94,56 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
     Raises:
         SystemExit: With one sentence, if a key of the file or an argument is unknown, or a value is not allowed.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    for i, argument in enumerate(argv):  # TrlParser knows only the two-word form
-        if argument.startswith("--config="):
-            argv[i : i + 1] = ["--config", argument.partition("=")[2]]
-            break
-    if not any(argument == "--config" or argument.startswith("--model_name_or_path") for argument in argv):
-        argv = ["--config", str(default_config), *argv]
     try:
-        # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
-        return _Parser(dataclass_types, allow_abbrev=False).parse_args_and_config(args=argv)
-    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        if "fail_with_unknown_args" in message:  # advice for the writer of a recipe, not for its user
-            message = message.partition(". Please remove")[0] + ". `--help` lists the arguments."
-        elif "bf16" in message:
+        return _parse(dataclass_types, default_config, list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, TypeError, OSError, ImportError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        if "bf16" in message:
             message = (
                 "bfloat16 is TRL's default and there is no GPU; set `bf16: false` (float32), or `use_cpu: true` "
                 "(bfloat16 on the CPU)."
             )
         raise SystemExit(f"Configuration: {message}") from error
+
+
+def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str]) -> tuple:
+    config_file = None
+    for i, argument in enumerate(argv):
+        if argument == "--config" or argument.startswith("--config="):
+            value = argument.partition("=")[2] or (argv[i + 1] if "=" not in argument and argv[i + 1 :] else "")
+            if not value or value.startswith("--"):
+                raise ValueError("`--config` needs the name of a YAML file.")
+            config_file = Path(value)
+            del argv[i : i + 2 - ("=" in argument)]
+            break
+    if config_file is None and not any(argument.startswith("--model_name_or_path") for argument in argv):
+        config_file = default_config
+    # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
+    parser = _Parser(dataclass_types, allow_abbrev=False)
+    hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
+    known = {action.dest for action in parser._actions} & hints.keys()
+    config = {} if config_file is None else _read_config(config_file)
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(f"{config_file}: {_unknown(name, known)}")
+        try:
+            config[name] = _as_hinted(value, hints[name])
+        except ValueError as error:
+            remedy = " Leave the line out for the default." if value is None else ""
+            raise ValueError(f"{config_file}: `{name}: {_yaml(value)}` must be {error}.{remedy}") from None
+    parser.set_defaults_with_config(**config)
+    *parts, remaining = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if remaining:
+        name = remaining[0].partition("=")[0]
+        if not name.startswith("--"):
+            raise ValueError(f"{name!r} belongs to no argument. Lists are written `--name first second`.")
+        raise ValueError(_unknown(name.removeprefix("--"), known, "--"))
+    for part in parts:
+        _check_numbers(part)
+    _adapt_learning_rate(parts, config.keys() | {word[2:].partition("=")[0] for word in argv if word[:2] == "--"})
+    return tuple(parts)
 
 
 class _Parser(TrlParser):
@@ -63,75 +153,132 @@ class _Parser(TrlParser):
         raise SystemExit(f"Configuration: {message}. `--help` lists the arguments.")
 
 
-def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:
-    """
-    One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently take the last."""
 
-    Args:
-        name (`str`):
-            Hub id, folder or file.
-        config (`str`, *optional*):
-            Name of the dataset's configuration.
-        split (`str`):
-            Name of the split; a file has one, `"train"`, whatever is asked for.
-        max_rows (`int`, *optional*):
-            Keep the first so many rows.
-
-    Raises:
-        SystemExit: With one sentence, if the file is empty or the split does not exist.
-    """
-    path = Path(name)
-    if path.is_file():
-        loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
-        if loader is None:
-            raise SystemExit(f"{name}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
-        if path.stat().st_size == 0:
-            raise SystemExit(f"{name}: the file is empty.")
-        try:
-            dataset = load_dataset(loader, data_files=str(path), split="train")
-        except Exception as error:
-            reason = _first_line(error.__cause__ or error)
-            raise SystemExit(f"{name}: the file cannot be read as {path.suffix} ({reason}).") from error
-    else:
-        try:
-            dataset = load_dataset(name, config)
-        except Exception as error:
-            raise SystemExit(f"{name}: no such dataset, or it cannot be loaded ({_first_line(error)}).") from error
-        if isinstance(dataset, DatasetDict):
-            if split not in dataset:
-                raise SystemExit(
-                    f"{name} has no split {split!r}; it has {', '.join(dataset)}. Name the splits to use, for example "
-                    "with `--dataset_test_split`."
-                )
-            dataset = dataset[split]
-    return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+    def construct_mapping(self, node, deep=False):
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, (tag, key) in enumerate(keys):
+            if (tag, key) in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-def with_prompts(dataset: Dataset, template: str) -> Dataset:
-    """
-    Give a dataset a column `prompt`: a user's message, made of other columns.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            The dataset.
-        template (`str`):
-            The message, with `{column}` where a column's text goes; a brace of its own is doubled.
-
-    Raises:
-        BadInput: If the template names a column that is not there, or is none.
-    """
-
-    def message(row: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt": [{"role": "user", "content": template.format(**row)}]}
-
+def _read_config(file: Path) -> dict[str, Any]:
+    """The settings of a YAML file; those under `env` become environment variables."""
+    if file.is_dir():
+        raise ValueError(f"`--config {file}` is a folder; name a YAML file, such as {file / 'quickstart.yaml'}.")
     try:
-        template.format(**dict.fromkeys(dataset.column_names, ""))
-    except (KeyError, IndexError, ValueError) as error:
-        raise BadInput(
-            f"`prompt_template` cannot be filled in ({type(error).__name__}: {error}); the columns are "
-            f"{', '.join(dataset.column_names)}, and a brace of its own is written twice."
-        ) from None
-    return dataset.map(message)
+        with open(file, encoding="utf-8") as stream:
+            config = yaml.load(stream, _Loader)
+    except FileNotFoundError:
+        raise ValueError(f"`--config {file}`: there is no such file.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error.reason}).") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no valid YAML: {' '.join(str(error).split())}.") from None
+    except (ValueError, RecursionError) as error:  # a date that does not exist, a thousand brackets
+        raise ValueError(f"{file} is no valid YAML: {first_line(error)}.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold settings, one `name: value` a line.")
+    for name in config:
+        if not isinstance(name, str):
+            raise ValueError(f"{file}: the key {name!r} is no name of a setting.")
+    variables = config.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ValueError(f"{file}: `env` must hold environment variables, one `NAME: value` a line.")
+    for name, value in variables.items():
+        os.environ[str(name)] = str(value)
+    return config
+
+
+def _unknown(name: str, known: Iterable[str], dashes: str = "") -> str:
+    if name in REMOVED_SETTINGS:
+        return f"`{dashes}{name}` is gone: {REMOVED_SETTINGS[name]}."
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f"; did you mean `{dashes}{close[0]}`?" if close else "."
+    return f"`{dashes}{name}` is unknown{guess} `--help` lists the settings."
+
+
+def _as_hinted(value: Any, hint: Any) -> Any:
+    """
+    A value of a YAML file as the setting's type hint wants it. Texts are left to argparse, which reads them as it
+    reads the command line (YAML takes `1e-4` for a text).
+
+    Raises:
+        ValueError: If it does not fit; the message says what the setting must be.
+    """
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    origins = [typing.get_origin(option) or option for option in options]
+    enums = [option for option in options if isinstance(option, type) and issubclass(option, enum.Enum)]
+    literals = [item for option in options if typing.get_origin(option) is typing.Literal for item in option.__args__]
+    if value is None and type(None) in origins or Any in origins:
+        return value
+    if isinstance(value, bool):
+        if bool in origins:
+            return value
+        if value is False and any(option.value == "no" for kind in enums for option in kind):
+            return "no"  # YAML reads a bare `no` as false
+        if str in origins:
+            return str(value).lower()
+    elif isinstance(value, int | float):
+        if float in origins or (int in origins and isinstance(value, int)):
+            return float(value) if int not in origins else value
+        if str in origins:
+            return str(value)
+    elif isinstance(value, str) and not {list, dict} >= set(origins) - {type(None)}:
+        return value
+    elif isinstance(value, list | str) and list in origins:  # a list of one may be written without brackets
+        value = [value] if isinstance(value, str) else value
+        inner = next((typing.get_args(option) for option in options if typing.get_origin(option) is list), (str,))[0]
+        if all(type(item) in (int, float, str) or item is None and inner not in (int, float, str) for item in value):
+            try:
+                return [inner(item) if inner in (int, float, str) else item for item in value]
+            except ValueError:
+                raise ValueError(f"a list of {'whole ' * (inner is int)}numbers") from None
+    elif isinstance(value, dict) and dict in origins:
+        return value
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    wanted = [words[origin] for origin in origins if origin in words] + ["a list"] * (list in origins)
+    wanted += [f"one of {', '.join(map(str, literals))}"] * bool(literals) + ["text"] * bool(enums)
+    raise ValueError(" or ".join(dict.fromkeys(wanted)))
+
+
+def _yaml(value: Any) -> str:
+    return " ".join(yaml.safe_dump(value, default_flow_style=True, width=1_000).removesuffix("...\n").split())[:200]
+
+
+def _check_numbers(part: Any) -> None:
+    """What no dataclass of TRL or transformers looks at, and what would end in a traceback, or in weights of NaN."""
+    for name, value in vars(part).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"`{name}` is not a number (NaN).")
+    rate = getattr(part, "learning_rate", 0.0)
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"`learning_rate={rate}` must be a positive number, such as 1e-5.")
+    for name in ("seed", "data_seed"):
+        value = getattr(part, name, None)
+        if value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"`{name}={value}` must lie between 0 and 4294967295.")
+
+
+def _adapt_learning_rate(parts: Sequence[Any], given: Iterable[str]) -> None:
+    """An adapter learns little at a default that is meant for all the weights."""
+    if "learning_rate" in given or not any(getattr(part, "use_peft", False) for part in parts):
+        return
+    for part in parts:
+        if hasattr(part, "learning_rate"):
+            part.learning_rate *= ADAPTER_LEARNING_RATE_FACTOR
+            if part.process_index == 0:
+                print(
+                    f"`learning_rate` is not set: {part.learning_rate:g} for the adapter, "
+                    f"{ADAPTER_LEARNING_RATE_FACTOR} times the default for full fine-tuning."
+                )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A run
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def run(main: Callable, *args: Any) -> None:
@@ -156,6 +303,218 @@ def run(main: Callable, *args: Any) -> None:
             "Interrupted. What was saved stays; with checkpoints (`save_strategy: steps`) the run goes on with "
             "`--resume_from_checkpoint`."
         ) from None
+    except BrokenPipeError:
+        # Nobody reads any more; Python would complain once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit("Stopped: what reads the output has ended; write the output to a file instead.") from None
+
+
+class TrainingRun:
+    """
+    What surrounds the trainer in a training recipe: folders, the Hub, names and splits are checked before a model is
+    loaded; the report is written and pushed at the end.
+
+    Args:
+        script_args ([`ScriptArguments`]):
+            Where the data are.
+        training_args ([`~transformers.TrainingArguments`]):
+            The trainer's. Its `push_to_hub` and `hub_token` are taken over.
+        model_args ([`~trl.ModelConfig`]):
+            The model, and how it is loaded.
+        *others:
+            Further arguments of the recipe, for `metrics.json`.
+
+    Attributes:
+        train, validation, test ([`~datasets.Dataset`] or `None`):
+            The splits; `validation` only with `eval_strategy`, `test` only where there is one.
+        embedded (`bool`):
+            Whether the embedded task is trained on.
+        model_name, dataset_name (`str`):
+            Hub ids or paths.
+
+    Raises:
+        BadInput: If a folder or the data cannot be used.
+        SystemExit: If the Hub cannot be pushed to.
+    """
+
+    def __init__(self, script_args: ScriptArguments, training_args: Any, model_args: ModelConfig, *others: Any):
+        self._start = time.time()
+        self.script_args, self.args, self.model_args, self._others = script_args, training_args, model_args, others
+        check_folders(Path(training_args.output_dir), training_args.resume_from_checkpoint)
+        self._push_to, self._token = take_over_push(training_args)
+        self.embedded = script_args.dataset_name is None
+        self.dataset_name = embedded_path("carry_addition") if self.embedded else script_args.dataset_name
+        self.model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
+
+        data, config = self.dataset_name, script_args.dataset_config
+        self.train = load_split(data, config, script_args.dataset_train_split, script_args.train_rows)
+        is_file = Path(data).is_file()  # which holds what is trained on, and nothing else
+        self.validation = None
+        if training_args.eval_strategy != "no":
+            if is_file:
+                raise BadInput(
+                    f"`eval_strategy` is set, but all of the file {data} is trained on; give a folder or a Hub "
+                    "dataset with a validation split, or set `eval_strategy: 'no'`."
+                )
+            self.validation = load_split(data, config, script_args.dataset_validation_split)
+        self.test, name = None, script_args.test_dataset_name or (None if is_file else data)
+        if name is not None:
+            config = config if name == data else None
+            self.test = load_split(name, config, script_args.dataset_test_split, script_args.test_rows)
+
+    def function(self, setting: str, embedded: str | None = None, required: bool = False) -> Callable | None:
+        """
+        The function that a setting of the recipe names as `module:function`.
+
+        Args:
+            setting (`str`):
+                Name of the setting.
+            embedded (`str`, *optional*):
+                The function for the embedded task, where the setting is not given.
+            required (`bool`, *optional*, defaults to `False`):
+                Whether the recipe cannot do without.
+
+        Raises:
+            BadInput: If it is required and not given, or does not exist.
+        """
+        if self.embedded and getattr(self.script_args, setting) is None:
+            setattr(self.script_args, setting, embedded)
+        name = getattr(self.script_args, setting)
+        if name is None and required:
+            raise BadInput(f"`{setting}` is required: a `module:function`, for example `my_rewards:is_right`.")
+        return None if name is None else import_function(name, setting)
+
+    def trainer_kwargs(self) -> dict[str, Any]:
+        """
+        What every trainer takes: model, arguments, data, quantization and adapter.
+
+        Raises:
+            BadInput: If there is no such model.
+        """
+        check_model(self.model_name, self.model_args.model_revision, self.args.trust_remote_code)
+        self.args.model_init_kwargs = {
+            "revision": self.model_args.model_revision,
+            "attn_implementation": self.model_args.attn_implementation,
+            "dtype": self.model_args.dtype,
+            **(self.args.model_init_kwargs or {}),
+        }
+        peft_config = get_peft_config(self.model_args)
+        if peft_config is not None and re.fullmatch(r"\w+", str(peft_config.target_modules)):
+            peft_config.target_modules = {peft_config.target_modules}  # ModelConfig made a pattern of the one name
+        return {
+            "model": self.model_name,
+            "args": self.args,
+            "train_dataset": self.train,
+            "quantization_config": get_quantization_config(self.model_args),
+            "peft_config": peft_config,
+        }
+
+    def evaluate(self, trainer: Any, when: str, evaluation: Callable) -> Any:
+        """
+        Evaluate on the test problems, and say so.
+
+        Args:
+            trainer ([`~transformers.Trainer`]):
+                Whose model is evaluated. Where it shards the weights nothing is: they would have to be gathered for
+                each batch, by all processes in step.
+            when (`str`):
+                `"before"` or `"after"` training.
+            evaluation (`Callable`):
+                Called with the test problems; returns an [`~evaluation.Evaluation`].
+
+        Returns:
+            What `evaluation` returned; `None` where nothing is evaluated.
+        """
+        if self.test is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            self.test = None
+            trainer.accelerator.print("Sharded training: evaluate the saved model with evaluate.py, before and after.")
+        if when == "before":
+            trainer.accelerator.print(self.summary(len(trainer.train_dataset)))
+        if self.test is None:
+            return None
+        trainer.accelerator.print(f"Evaluating {when} training ...")
+        return evaluation(self.test)
+
+    def summary(self, n_rows: int) -> str:
+        """One line: what is trained on what."""
+        n_test = "not evaluated (no test problems)" if self.test is None else f"{len(self.test)} test problems"
+        return f"{public_name(self.model_name)} on {public_name(self.dataset_name)}: {n_rows} rows, {n_test}"
+
+    def finish(
+        self,
+        trainer: Any,
+        before: Any,
+        after: Any,
+        panels: Sequence[tuple] | None = None,
+        log_history: Sequence[dict[str, float]] | None = None,
+        **more: Any,
+    ) -> None:
+        """
+        Write pictures, `metrics.json` and the model card, and push the folder if that was asked for.
+
+        Args:
+            trainer:
+                One with `card_notes`.
+            before, after ([`~evaluation.Evaluation`], *optional*):
+                From [`evaluate`].
+            panels (`Sequence[tuple]`, *optional*):
+                Panels of the learning curves; see [`~reporting.plots.plot_learning_curves`].
+            log_history (`list[dict]`, *optional*):
+                Defaults to the trainer's.
+            **more:
+                Further entries of `metrics.json`.
+        """
+        from .reporting.run_report import write_report  # draws with matplotlib, which `--help` does without
+        from .reporting.trainer_card import card_facts
+
+        if trainer.accelerator.is_main_process:
+            write_report(
+                Path(self.args.output_dir),
+                log_history=trainer.state.log_history if log_history is None else log_history,
+                before=before,
+                after=after,
+                seconds=time.time() - self._start,
+                config=as_dict(self.script_args, *self._others, self.args, self.model_args),
+                panels=panels,
+                more=more,
+                dataset_name=self.dataset_name,
+                license="apache-2.0" if self.embedded and self.model_args.model_name_or_path is None else None,
+                **{**card_facts(trainer, self._push_to), "base_model": self.model_name},
+            )
+            if self._push_to:
+                push_folder(self.args.output_dir, self._push_to, self.args.hub_private_repo, self._token)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+
+
+def check_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> None:
+    """
+    See that there is a model of this name, before anything expensive.
+
+    Args:
+        name (`str`):
+            Hub id or folder.
+        revision (`str`, *optional*, defaults to `"main"`):
+            Branch, tag or commit.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that comes with it may be run.
+
+    Raises:
+        BadInput: If there is none, or only an adapter.
+    """
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise BadInput(
+            f"`model_name_or_path={name!r}` is an adapter: merge it into its base first "
+            "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), save that and its tokenizer to a "
+            "folder of its own, and train from there."
+        )
+    try:
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"`model_name_or_path={name!r}` cannot be loaded ({first_line(error).rstrip('.')}); give a Hub id, or a "
+            "folder with a config.json."
+        ) from error
 
 
 def check_folders(output_dir: Path, checkpoint: str | None) -> None:
@@ -206,7 +565,7 @@ def check_push(repo_id: str, private: bool | None, token: str | None, repo_type:
         HfApi(token=token).create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True)
     except Exception as error:
         raise SystemExit(
-            f"`push_to_hub` is set, but {repo_id!r} cannot be pushed to ({_first_line(error)}). Log in with `hf auth "
+            f"`push_to_hub` is set, but {repo_id!r} cannot be pushed to ({first_line(error)}). Log in with `hf auth "
             "login`, or train without `push_to_hub` and push the folder afterwards."
         ) from None
 
@@ -235,20 +594,6 @@ def take_over_push(training_args: Any) -> tuple[str | None, str | None]:
     if push_to and training_args.process_index == 0:
         check_push(push_to, training_args.hub_private_repo, token)
     return push_to, token
-
-
-def set_model_init_kwargs(training_args: Any, model_args: Any) -> None:
-    """What a trainer that is given a model's name needs to load it as `ModelConfig` says. Changed in place."""
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def push_folder(folder: str, repo_id: str, private: bool | None, token: str | None, repo_type: str = "model") -> None:
@@ -282,7 +627,7 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
         )
     except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
         raise SystemExit(
-            f"The push to {repo_id!r} failed ({_first_line(error)}). Nothing is lost: everything is in {folder}. Log "
+            f"The push to {repo_id!r} failed ({first_line(error)}). Nothing is lost: everything is in {folder}. Log "
             f"in with `hf auth login` if needed, and push it with `hf upload {repo_id} {folder} . --repo-type "
             f"{repo_type} --exclude 'checkpoint-*/*'`."
         ) from None

@@ -59,6 +59,7 @@ from ..policy.tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
+from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
 from ..teachers.policy import PolicyTeacher
@@ -95,7 +96,7 @@ class _Rollout:
     seconds: float  # that the sampling took
 
 
-class CorrectionOptimizationTrainer(DPOTrainer):
+class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
     r"""
     Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
     capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
@@ -190,6 +191,7 @@ class CorrectionOptimizationTrainer(DPOTrainer):
     _name = "Correction optimization"
     _paper = {
         "title": "Correction optimization (model card of aligned-merge-aanaphi-phi2-orage-3b)",
+        "url": "https://huggingface.co/prhegde/aligned-merge-aanaphi-phi2-orage-3b",
         # docstyle-ignore
         "citation": textwrap.dedent("""\
             @misc{hegde2024correction,
@@ -536,6 +538,18 @@ class CorrectionOptimizationTrainer(DPOTrainer):
         self._vllm = None
         if args.use_vllm and self.teacher is not None:
             self._vllm = self._start_vllm()
+
+    def card_notes(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "description": "The policy learns to need less correction by a teacher: it minimises "
+            f"log P(y|x) - log P(y'|x) under the loss `{args.loss_type}`.",
+            "departures": [
+                f"Loss `{args.loss_type}` (beta {args.beta}, NLL anchor {args.nll_weight}, "
+                f"{'no ' if args.reference_free else ''}reference policy); the source minimises the bare difference, "
+                "which has no lower bound."
+            ],
+        }
 
     def _start_vllm(self):
         args = self.args

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data_utils import check_dataset
 from ..errors import BadInput
+from ..evaluation.corrector import evaluate_corrector
+from ..evaluation.evaluate import Evaluation
 from ..functions import import_function
 from ..judging import comment, judge
 from ..policy.corrector_prompt import CorrectorPrompt
@@ -45,6 +48,7 @@ from ..policy.tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
+from ..reporting.trainer_card import ModelCardMixin
 from .corrector_sft_config import CorrectorSFTConfig
 from .pair_pool import CORRECTOR, GOLD, PairPool, Record
 
@@ -52,10 +56,20 @@ from .pair_pool import CORRECTOR, GOLD, PairPool, Record
 logger = get_logger(__name__)
 
 POOL_FILE = "pair_pool.parquet"
+USAGE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from correction_trl.policy.corrector_prompt import template_of
+from correction_trl.inference.iterative import correct_iteratively
+
+name = "{name}"
+model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+prompts, responses = [[{"role": "user", "content": "Your question"}]], ["Your model's response"]
+traces = correct_iteratively(model, tokenizer, prompts, responses, message_template=template_of(name))
+print(traces[0].responses[-1])"""
 NOT_FOR_FUNCTIONS = (*NOT_FOR_THE_TEACHER, "prompt_ids", "generations")
 
 
-class CorrectorSFTTrainer(MicroBatchTrainerMixin, SFTTrainer):
+class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
     r"""
     Trainer for a corrector, a model that improves another model's responses (or its own): Self-Correct
     ([paper](https://huggingface.co/papers/2211.00053)).
@@ -199,6 +213,7 @@ class CorrectorSFTTrainer(MicroBatchTrainerMixin, SFTTrainer):
 
         self.value_function, self.feedback_function = value_function, feedback_function
         self._generator, self._generator_tokenizer = generator, generator_processing_class
+        self._quantization_config = quantization_config
         super().__init__(
             model=model,
             args=args,
@@ -555,10 +570,77 @@ class CorrectorSFTTrainer(MicroBatchTrainerMixin, SFTTrainer):
             examples.append({"input_ids": [*ids, *correction], "labels": [-100] * len(ids) + correction})
         return examples
 
+    # ------------------------------------------------------------------ evaluation and card
+
+    def evaluate_corrector(
+        self, dataset: Dataset, generator: str | None = None, max_corrections: int = 3, **kwargs: Any
+    ) -> Evaluation:
+        """
+        [`~correction_trl.evaluation.evaluate_corrector`] of the model as it is now, with the run's settings.
+
+        Args:
+            dataset ([`~datasets.Dataset`]):
+                Column `prompt`, and what the functions need.
+            generator (`str`, *optional*):
+                Hub id or folder of the model that answers first, loaded as this one was; by default the model itself.
+            max_corrections (`int`, *optional*, defaults to `3`):
+                Most corrections of a response; none, if it was trained without seeing responses (`show_response`).
+            **kwargs:
+                Passed on.
+        """
+        args, corrector = self.args, self.accelerator.unwrap_model(self.model)
+        answers, tokenizer = corrector, self._tokenizer
+        if generator is not None:
+            answers = AutoModelForCausalLM.from_pretrained(
+                generator,
+                dtype=(args.model_init_kwargs or {}).get("dtype", "auto"),
+                quantization_config=self._quantization_config,
+                device_map={"": str(self.accelerator.device)},
+            )
+            tokenizer = AutoTokenizer.from_pretrained(generator)
+        return evaluate_corrector(
+            corrector,
+            self._tokenizer,
+            answers,
+            tokenizer,
+            dataset,
+            self.value_function,
+            self.feedback_function,
+            **{
+                "max_corrections": max_corrections if args.show_response else 0,
+                "message_template": args.message_template,
+                "max_completion_length": args.max_completion_length,
+                "batch_size": args.per_device_eval_batch_size,
+                "seed": args.seed,
+                "threshold": args.right,
+                "chat_template_kwargs": args.chat_template_kwargs,
+                **kwargs,
+            },
+        )
+
+    def card_notes(self) -> dict[str, Any]:
+        args, feedback = self.args, self.feedback_function
+        comments = "none" if feedback is None else getattr(feedback, "__name__", type(feedback).__name__)
+        notes = {
+            "description": "It corrects responses: it minimises -log p(y'|y, x, f(y)) on pairs of responses y, y' to "
+            f"a prompt x of which y' is better (pairs: {args.pairing}, {args.pair_filter}; feedback: {comments}). "
+            "`acc@t1` is the generator alone, `acc@t2` after one correction. The message between response and "
+            "correction is in `corrector_message.jinja`.",
+            "departures": [
+                "Equal responses to a prompt are merged; the similarity is the normalised edit distance (the paper "
+                f"names none); alpha {args.alpha} and beta {args.beta} are this package's."
+            ],
+        }
+        return {**notes, "usage": USAGE} if args.show_response else notes
+
     # ------------------------------------------------------------------ checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         super().save_model(output_dir, _internal_call)
+        if (
+            self.args.should_save and not _internal_call and len(self.pool)
+        ):  # a checkpoint has the pool from `_save_checkpoint`
+            self.pool.save(Path(output_dir or self.args.output_dir) / POOL_FILE)
         if self.args.should_save and self.args.show_response:  # who corrects with the model needs its instruction
             self.corrector_prompt.save(output_dir or self.args.output_dir)
 

@@ -33,11 +33,12 @@ from ..policy.generation import generate
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
+from ..reporting.trainer_card import ModelCardMixin
 from .score_config import SCoReConfig
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
 
 
-class SCoReTrainer(MicroBatchTrainerMixin, RLOOTrainer):
+class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
     r"""
     Trainer for SCoRe, multi-turn reinforcement learning of self-correction
     ([paper](https://huggingface.co/papers/2409.12917)). A policy π answers x with y₁, is told that there might be an
@@ -828,6 +829,24 @@ class SCoReTrainer(MicroBatchTrainerMixin, RLOOTrainer):
         self.model.train(was_training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def card_notes(self) -> dict[str, Any]:
+        args = self.args
+        attempts = "one attempt per problem"
+        if args.turns > 1:
+            attempts = f"{args.turns} attempts per problem, later ones asked for with: {args.instruction!r}"
+        stages = {
+            "1": "Stage I alone",
+            "2": "Stage II alone",
+            "both": f"{args.stage_1_fraction:.0%} of the steps in Stage I",
+        }[args.stage]
+        return {
+            "description": f"The policy learns by reinforcement from {attempts}.",
+            "departures": [
+                f"{args.num_generations} rollouts per prompt with a leave-one-out baseline per attempt, the KL by the "
+                f"{args.kl_estimator} estimator, {stages}: the paper does not publish its own."
+            ],
+        }
 
     def evaluate_attempts(self, dataset: Dataset, temperature: float = 0.0, **kwargs: Any):
         """

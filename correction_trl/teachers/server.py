@@ -289,7 +289,7 @@ class _Run:
         try:
             async with client.post(url, data=content, headers=_JSON, allow_redirects=False) as response:
                 status, headers, body = response.status, response.headers, await response.read()
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise _Failure(f"no reply within {self.teacher.timeout:g} seconds") from None
         except (aiohttp.ClientError, OSError) as error:
             text = " ".join(self._public(str(error)).split())

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..data_utils import message_text
+from ..data_utils import load_split, message_text
 from ..errors import BadInput
 from ..functions import Prompt
-from ..recipe import load_split
 from .base import Item, Keep, Teacher, batches
 from .store import CORRECTED, SKIPPED, UNCHANGED
 
@@ -25,8 +24,7 @@ class StoredTeacher(Teacher):
             Its split.
 
     Raises:
-        BadInput: If columns are missing.
-        SystemExit: With one sentence, if the dataset cannot be loaded.
+        BadInput: If the dataset cannot be loaded, or columns are missing.
     """
 
     def __init__(self, dataset_name: str, split: str = "train"):
