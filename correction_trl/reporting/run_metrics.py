@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from .privacy import command_line, is_secret_name, redact_secrets
+from .privacy import command_line, is_secret_name, publishable_setting
 
 
 Summary = Mapping[str, float]  # {"mean", "low", "high", "n"}, see `metrics.summarize`
@@ -53,7 +53,7 @@ def write_metrics(
     Write `metrics.json`: what was measured before and after training, and what it takes to measure it again.
 
     The file appears whole or not at all (it is written beside its place and renamed), it is plain JSON (NaN and
-    infinity become `null`), and secrets are removed from the configuration and the command line.
+    infinity become `null`), and without secrets and paths of the machine, so that it can be published.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -126,13 +126,13 @@ def installed_versions() -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: no NaN, no object, and no entry whose name is that of a secret."""
+    """`value` as JSON can hold it and all may read it: no NaN, no object, no secret and no path of the machine."""
     if isinstance(value, enum.Enum):
         value = value.value
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return redact_secrets(value)
+        return publishable_setting(value)
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.generic | np.ndarray):
@@ -140,12 +140,16 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items() if not is_secret_name(str(name))}
+        return {
+            publishable_setting(str(name)): plain(item)
+            for name, item in value.items()
+            if not is_secret_name(str(name))
+        }
     if isinstance(value, set | frozenset):
         return sorted((plain(item) for item in value), key=str)
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return redact_secrets(str(value))
+    return publishable_setting(str(value))
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

@@ -1,4 +1,5 @@
 import re
+import subprocess
 
 import pytest
 from huggingface_hub import ModelCard, metadata_eval_result
@@ -125,12 +126,42 @@ class TestModelCard:
         ).read_text()
         assert HUB_TOKEN not in text and API_KEY not in text
         assert str(tmp_path) not in text and "/mnt" not in text and "~" not in text
-        assert (
-            "API_KEY=<redacted> recipes/score.py --hub_token <redacted> --output_dir=out --data 'my data/x.jsonl'"
-            " --model m\n"
-        ) in text
+        assert ("```bash\naccelerate launch recipes/score.py --output_dir=out --data x.jsonl --model m\n```\n") in text
         assert HUB_TOKEN[:20] not in text  # not even in parts, between the marks of the edits
         assert "* a.md, x, /usr/bin/env, http://a.b/home/ada\n" in text  # the last two are not directories of the run
+
+    @pytest.mark.parametrize(
+        ("command", "pasted"),
+        [
+            ("recipes/score.py --seed 1", "accelerate launch recipes/score.py --seed 1"),
+            ("CUDA_VISIBLE_DEVICES=0 recipes/score.py", "CUDA_VISIBLE_DEVICES=0 accelerate launch recipes/score.py"),
+            ("accelerate launch --num_processes 2 r.py", "accelerate launch --num_processes 2 r.py"),
+            ("python r.py", "python r.py"),
+            (
+                "r.py --teacher_base_url http://127.0.0.1:8071/v1 --teacher_base_url=http://127.0.0.1:8071/v1",
+                "accelerate launch r.py --teacher_base_url http://127.0.0.1:8071/v1 "
+                "--teacher_base_url=http://127.0.0.1:8071/v1",
+            ),
+            ("r.py --prompt 'a \"b\" $c'", "accelerate launch r.py --prompt 'a \"b\" $c'"),
+        ],
+    )
+    def test_the_command_can_be_pasted(self, tmp_path, command, pasted):
+        text = self.card(tmp_path, command=command).read_text()
+        assert f"```bash\n{pasted}\n```" in text
+        subprocess.run(["bash", "-n", "-c", pasted], check=True)
+
+    def test_without_a_command_there_is_none(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.argv", ["-c"])  # a notebook, or a line of Python
+        text = self.card(tmp_path / "out", metrics=metrics_of(tmp_path / "m.json")).read_text()
+        assert "```bash" not in text and "## Training\n\nThe run took 3 min 27 s." in text and "\n\n\n" not in text
+
+    def test_a_card_without_an_evaluation_says_so(self, tmp_path):
+        metrics = write_metrics(tmp_path / "m.json", {}, {}, seconds=1, config={})
+        path = self.card(tmp_path, metrics=metrics)
+        text = path.read_text()
+        assert "## Results\n\nThis model was not evaluated" in text
+        assert "| metric |" not in text and "intervals" not in text and "\n\n\n" not in text
+        assert ModelCard.load(path).data.eval_results is None
 
     def test_mistakes_are_named(self, tmp_path):
         with pytest.raises(ValueError, match="picture .*gone.png does not exist"):

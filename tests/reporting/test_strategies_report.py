@@ -23,6 +23,7 @@ from correction_trl.reporting.strategies_report import (
     strategy_rows,
     update_card,
     write_card_entry,
+    write_evaluation,
 )
 
 
@@ -129,3 +130,24 @@ def test_a_card_is_updated_and_nothing_else_in_it_is_lost(found, tmp_path):
     assert "Greedy, 2 attempts." not in card.text and "Again." in card.text and "Elsewhere." in card.text
     assert "Some text." in card.text and "More text." in card.text
     assert len(card.data.eval_results) == len(results)
+
+
+def test_nothing_that_is_written_holds_a_path_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["recipes/evaluate.py", "--dataset_name", str(tmp_path / "my data.jsonl")])
+    found = {"intrinsic": evaluation(("0", "0"), ("1", "2"), ("2", "2"), ("x", "3"))}
+    write_evaluation(
+        tmp_path / "out",
+        before=found,
+        after=found,
+        model_name=str(tmp_path / "my-model"),
+        compare_with=str(tmp_path / "my-base"),
+        dataset_name=str(tmp_path / "my data.jsonl"),
+        split="test",
+        how="Greedy decoding.",
+        seconds=1.0,
+        config={"output_dir": str(tmp_path / "out"), "server_base_url": "http://127.0.0.1:8071/v1"},
+    )
+    entry, metrics = ((tmp_path / "out" / name).read_text() for name in ("card_entry.md", "metrics.json"))
+    assert str(tmp_path) not in entry + metrics and "/tmp" not in entry + metrics
+    assert "## Evaluation: my data.jsonl (test)" in entry and '"compared_with": "my-base"' in metrics
+    assert "http://127.0.0.1:8071/v1" in metrics
