@@ -129,28 +129,36 @@ def _cache_to_keep(model: PreTrainedModel, generation_config: GenerationConfig) 
     return None if any(layer.is_sliding for layer in cache.layers) else cache
 
 
-class _RowWiseSampling(LogitsProcessor):
-    """
-    Transformers' sampling loop, with a random number of the row's own for each of its tokens.
+def uniform_numbers(seeds: Sequence[int], n_new: int) -> torch.Tensor:
+    """For each row `(B, N)` as many numbers u ∼ U(0, 1) of its own as it may get tokens."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(n_new, generator=generator) for generator in generators])
 
-    u ∼ U(0, 1) chooses the first token at which the cumulated probability exceeds u, so that a row needs one number
-    per token, drawn before the first one, whatever the vocabulary, the device and the other rows are.
+
+def choose_tokens(scores: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """
+    The first token at which the cumulated probability exceeds u, for logits `(B, V)` and numbers `(B, 1)`: `(B, 1)`.
+
+    A row needs one number per token, drawn before the first one, whatever the vocabulary, the device and the other
+    rows are.
+    """
+    # In float32 the sum over a large vocabulary would be as coarse as a rare token's probability
+    dtype = torch.float32 if scores.device.type == "mps" else torch.float64
+    cumulated = scores.softmax(-1, dtype=dtype).cumsum(-1)  # (B, V)
+    chosen = torch.searchsorted(cumulated, u.to(dtype) * cumulated[:, -1:], right=True)
+    return chosen.clamp(max=scores.size(1) - 1)  # where rounding makes u the whole sum
+
+
+class _RowWiseSampling(LogitsProcessor):
+    """Transformers' sampling loop, with a random number of the row's own for each of its tokens."""
 
     def __init__(self, seeds: Sequence[int], n_before: int, n_new: int, device: torch.device):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        uniform = torch.stack([torch.rand(n_new, generator=generator) for generator in generators])
-        self.uniform = uniform.to(device)  # (B, N)
+        self.uniform = uniform_numbers(seeds, n_new).to(device)  # (B, N)
         self.n_before = n_before
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits `(B, V)`, after temperature, top-p and the like, in which the chosen token alone is left."""
-        # In float32 the sum over a large vocabulary would be as coarse as a rare token's probability
-        dtype = torch.float32 if scores.device.type == "mps" else torch.float64
-        cumulated = scores.softmax(-1, dtype=dtype).cumsum(-1)  # (B, V)
-        u = self.uniform[:, input_ids.size(1) - self.n_before, None].to(dtype)  # (B, 1)
-        chosen = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)  # (B, 1)
-        chosen = chosen.clamp(max=scores.size(1) - 1)  # where rounding makes u the whole sum
+        chosen = choose_tokens(scores, self.uniform[:, input_ids.size(1) - self.n_before, None])  # (B, 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
     def decode(self, model, input_ids, logits_processor, stopping_criteria, generation_config, **model_inputs):

@@ -1,0 +1,234 @@
+"""Which way responses are sampled, and from which weights; what is done instead when that way fails."""
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from .captured_decoding import CapturedDecoding, Unsupported
+from .generation import KeptRows, generate, generate_completions
+from .merged_weights import MergedWeights
+
+
+logger = logging.getLogger(__name__)
+
+ROLLOUT = ("auto", "eager", "compiled", "vllm")
+ROLLOUT_WEIGHTS = ("auto", "merged", "as_trained")
+
+# Memory that stays free beside the weights and the cache: for logits, activations, and what the driver takes.
+MARGIN = 2**30
+
+
+@dataclass
+class KeptIds:
+    """A batch's conversations so far, whose keys and values the static cache holds."""
+
+    ids: list[list[int]]
+
+
+class Rollouts:
+    """
+    Completes batches for a [`~generation.Sampler`] by the fastest way that the settings, the model and the card allow.
+
+    The ways, each followed by what is done where it fails: captured steps on merged 16-bit weights (`"merged"`),
+    captured steps on the weights as they are trained (`"as_trained"`), transformers' `generate` (`"eager"`). One line
+    says what happened and what is done instead; a way that has failed is not tried again in the same run. The policy's
+    own weights are never changed.
+
+    The copy and the cache stay on the card between two updates once an update has left that much of it untouched; else
+    they are given back when the responses are there.
+
+    Args:
+        rollout (`str`, *optional*, defaults to `"auto"`):
+            `"eager"` (`generate`), `"compiled"` (static cache and captured steps; on a CPU the same steps without
+            capturing), or `"auto"`: `"compiled"` on CUDA where the model allows it.
+        weights (`str`, *optional*, defaults to `"auto"`):
+            `"as_trained"`, `"merged"`, or `"auto"`: `"merged"` for a 4-bit base if the memory allows it.
+        batch_size (`int`, *optional*):
+            Most rows at a time; by default all.
+        resident (`bool`, *optional*, defaults to `False`):
+            Whether nothing else will need the memory: the copy and the cache then stay from the beginning.
+
+    Attributes:
+        ways (`Counter[str]`):
+            Responses by the way they were sampled.
+    """
+
+    def __init__(
+        self, rollout: str = "auto", weights: str = "auto", batch_size: int | None = None, resident: bool = False
+    ):
+        self.rollout, self.weights, self.batch_size, self.resident = rollout, weights, batch_size, resident
+        self.ways: Counter[str] = Counter()
+        self._model: PreTrainedModel | None = None
+        self._captured: CapturedDecoding | None = None
+        self._merged: MergedWeights | None = None
+        self._kept: KeptIds | None = None
+        self._keeps, self._must_give_back = False, False
+        self._versions: tuple[int, ...] | None = None  # of the trained weights, when they were last sampled from
+        self._longest = 0  # tokens of a row, over all turns
+        self._said: set[str] = set()
+
+    def _set_up(self, model: nn.Module) -> None:
+        self.close()
+        self._model, self._captured, self._merged = model, None, None
+        self._keeps, self._must_give_back, self._versions, self._longest = False, False, None, 0
+        self._device = model.device
+        if self.rollout == "eager" or (self.rollout == "auto" and self._device.type != "cuda"):
+            return
+        try:
+            self._captured = CapturedDecoding(model)
+        except Unsupported as reason:
+            self._say(f"sampling with `generate`, because {reason}.")
+            return
+        has_4bit = any(isinstance(module, Linear4bit) for module in model.modules())
+        if self.weights == "merged" or (self.weights == "auto" and has_4bit):
+            merged = MergedWeights(self._captured.model)
+            self._merged = merged if merged.n_bytes else None
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            logger.warning("Rollouts: %s", line)
+            self._said.add(line)
+
+    def close(self) -> None:
+        """Give back the memory of the copy and the cache."""
+        self._kept = None
+        if self._captured is None:
+            return
+        self._captured.free()
+        if self._merged is not None:
+            self._merged.free()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        prompt_ids: Sequence[Sequence[int]],
+        generation_config: GenerationConfig,
+        seeds: Sequence[int] | None = None,
+        continue_from: "KeptIds | KeptRows | None" = None,
+        keep: bool = False,
+        model_inputs: Callable | None = None,
+    ) -> tuple[list[list[int]], "KeptIds | KeptRows | None"]:
+        """See [`~generation.generate`]; any number of rows."""
+        if not prompt_ids:
+            return [], None
+        if model is not self._model:
+            self._set_up(model)
+        if model_inputs is not None:
+            if self._captured is not None:
+                self._say("sampling with `generate`, because prompts have more than text.")
+        elif self._captured is not None and not isinstance(continue_from, KeptRows):
+            rows = [list(ids) for ids in prompt_ids]
+            if continue_from is not None:
+                rows = [before + ids for before, ids in zip(continue_from.ids, rows, strict=True)]
+            continues = continue_from is not None and continue_from is self._kept
+            completions = self._complete(rows, generation_config, seeds, continues, keep)
+            if completions is not None:
+                self._kept = KeptIds([a + b for a, b in zip(rows, completions, strict=True)]) if keep else None
+                if not keep and not self._keeps:
+                    self.close()
+                return completions, self._kept
+        if isinstance(continue_from, KeptIds):  # of captured steps, which have failed since
+            prompt_ids = [before + list(ids) for before, ids in zip(continue_from.ids, prompt_ids, strict=True)]
+            continue_from = None
+        self.ways["eager"] += len(prompt_ids)
+        if keep or continue_from is not None or model_inputs is not None:
+            return generate(model, prompt_ids, generation_config, seeds, continue_from, keep, model_inputs)
+        return generate_completions(model, prompt_ids, generation_config, self.batch_size, seeds), None
+
+    def _complete(
+        self,
+        rows: list[list[int]],
+        generation_config: GenerationConfig,
+        seeds: Sequence[int] | None,
+        continues: bool,
+        keep: bool,
+    ) -> list[list[int]] | None:
+        """By captured steps; `None` if that cannot be, which one line has said."""
+        if not continues:
+            if self._keeps and _free_memory(self._device) < MARGIN:  # training has met longer rows than before
+                self._keeps, self._must_give_back = False, True
+                self.close()
+            self._merged_is_fresh = False
+        longest = max(map(len, rows)) + generation_config.max_new_tokens
+        self._longest = max(self._longest, longest)
+        while self._captured is not None:
+            try:
+                length = self._longest if keep else longest  # a later turn may come
+                n_slots = self._make_room(len(rows), length)
+                completions = self._captured.generate(rows, generation_config, n_slots, length, seeds, continues)
+            except Unsupported as reason:
+                self._say(f"sampling with `generate`, because {reason}.")
+                return None
+            except torch.OutOfMemoryError:
+                self._step_down("the card ran out of memory")
+            except RuntimeError as error:
+                self._give_up(f"a captured step failed ({str(error).splitlines()[0][:120]})")
+            else:
+                self.ways["merged" if self._captured.merged is not None else "as_trained"] += len(completions)
+                return completions
+        return None
+
+    def _step_down(self, reason: str) -> None:
+        """To the next slower way."""
+        if self._merged is None:
+            self._give_up(reason)
+            return
+        self._say(f"{reason}; sampling from the weights as they are trained from here on.")
+        self._captured.free()
+        self._captured.merged = None
+        self._merged.free()
+        self._merged = None
+
+    def _give_up(self, reason: str) -> None:
+        self._say(f"{reason}; sampling with `generate` from here on.")
+        self.close()
+        self._captured = self._merged = None
+
+    def _make_room(self, n_rows: int, length: int) -> int:
+        """Merge the weights if they are to be, see to it that the cache will fit, and return how many prompts at a
+        time do."""
+        captured, merged = self._captured, self._merged
+        n_slots = min(self.batch_size or n_rows, n_rows)
+        needed = merged.n_bytes if merged is not None and not merged.addresses else 0
+        if not captured.has_room(n_slots, length):
+            needed += captured.cache_bytes(n_slots, length)
+        versions = tuple(weight._version for weight in self._model.parameters() if weight.requires_grad)
+        if needed:
+            untouched = _free_memory(self._device)
+            was_trained = self._versions not in (None, versions)
+            self._keeps = needed + MARGIN <= untouched and (self.resident or was_trained) and not self._must_give_back
+            if needed + MARGIN > untouched and self._device.type == "cuda":
+                torch.cuda.empty_cache()  # what training has used and given back
+            free = _free_memory(self._device)
+            if merged is not None and needed + MARGIN > free:
+                self._step_down(
+                    f"merged weights and a cache of {n_slots} rows need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} "
+                    "are free"
+                )
+                return self._make_room(n_rows, length)
+            asked = n_slots
+            while needed + MARGIN > free and n_slots > 1:
+                n_slots = -(-n_slots // 2)
+                needed = captured.cache_bytes(n_slots, length)
+            if n_slots < asked:
+                self._say(f"the cache of {asked} rows does not fit; sampling {n_slots} at a time.")
+        if merged is not None and not self._merged_is_fresh:
+            merged.refresh()
+            self._merged_is_fresh = True
+        captured.merged = merged
+        self._versions = versions
+        return n_slots
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that no process has taken, as the driver says."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
