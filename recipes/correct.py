@@ -39,7 +39,7 @@ class CorrectArguments:
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates: stops at a response that is good enough."}
     )
-    threshold: float = field(default=1.0, metadata={"help": "Value from which a response is good enough."})
+    correct_threshold: float = field(default=1.0, metadata={"help": "Value from which a response is good enough."})
     message_template: str | None = field(
         default=None, metadata={"help": "Jinja file with the instruction; by default the corrector's own."}
     )
@@ -139,7 +139,7 @@ def main(args):
                 {key: [row[key] for row in batch] for key in sorted(shared)},
                 max_corrections=args.max_corrections,
                 stop_without_feedback=args.stop_without_feedback,
-                threshold=args.threshold,
+                correct_threshold=args.correct_threshold,
                 message_template=template,
                 max_completion_length=args.max_completion_length,
                 temperature=args.temperature,

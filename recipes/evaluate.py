@@ -76,7 +76,7 @@ class EvaluateArguments:
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates responses, with TRL's reward signature."}
     )
-    threshold: float = field(default=1.0, metadata={"help": "Value from which a response is right."})
+    correct_threshold: float = field(default=1.0, metadata={"help": "Value from which a response is right."})
     extract_answer: str | None = field(
         default=None,
         metadata={
@@ -218,7 +218,11 @@ def main(args, model_args):
             samples=args.samples,
             title=public_name(model, "model"),
         )
-        judge = {"threshold": args.threshold, "extract_answer": extract_answer or whole_text, "n_turns": args.turns}
+        judge = {
+            "correct_threshold": args.correct_threshold,
+            "extract_answer": extract_answer or whole_text,
+            "n_turns": args.turns,
+        }
         return {name: evaluate_traces(dataset, traces[name], value_function, **judge) for name in strategies}
 
     with TraceStore(Path(args.output_dir) / "traces", accelerator.process_index) as store:

@@ -33,7 +33,7 @@ class SelfCorrectionScriptArguments(ScriptArguments):
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates answers, with TRL's reward signature."}
     )
-    threshold: float = field(default=1.0, metadata={"help": "An answer with at least this value is right."})
+    correct_threshold: float = field(default=1.0, metadata={"help": "An answer with at least this value is right."})
     instruction: str | None = field(
         default=None, metadata={"help": "What asks for the second answer. By default SCoRe's."}
     )
@@ -65,7 +65,7 @@ def main(script_args, training_args, model_args):
         samples_per_prompt=script_args.samples_per_prompt,
         pair_prompt=script_args.pair_prompt,
         instruction=script_args.instruction or SELF_CORRECTION_INSTRUCTION,
-        correct_threshold=script_args.threshold,
+        correct_threshold=script_args.correct_threshold,
         eval_dataset=job.test,
         **job.trainer_kwargs(),
     )

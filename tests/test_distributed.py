@@ -96,7 +96,7 @@ def share_of_digits(completions, **columns):
 
 
 class FixedRollouts(SCoReTrainer):
-    def _sample_attempts(self, prompt_ids, follow_ups_of, n_turns, with_reference=False):
+    def _sample_attempts(self, prompt_ids, follow_ups_of):
         attempts = [[], []]
         for i, ids in enumerate(prompt_ids):
             choose = random.Random(f"{ids}/{i % 4}")
@@ -109,7 +109,7 @@ args = SCoReConfig(
     output_dir=out, max_steps=4, per_device_train_batch_size=16 // int(n_processes) // int(accumulation),
     gradient_accumulation_steps=int(accumulation), num_generations=4, learning_rate=1e-3, max_grad_norm=0.0,
     instruction="look again.", logging_steps=1, save_strategy="no", report_to="none", bf16=False, use_cpu=True,
-    gradient_checkpointing=False, disable_tqdm=True, offline_fraction=0.0, max_completion_length=8,
+    gradient_checkpointing=False, disable_tqdm=True, max_completion_length=8,
     first_attempt_kl_target=0.01,
 )
 trainer = FixedRollouts(model, share_of_digits, args, train_dataset=load_from_disk(data))

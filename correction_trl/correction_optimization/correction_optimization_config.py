@@ -121,20 +121,8 @@ class CorrectionOptimizationConfig(DPOConfig):
             Sample with vLLM instead of transformers' `generate`. Needs `pip install correction-trl[vllm]`.
         vllm_mode (`str`, *optional*, defaults to `"colocate"`):
             `"colocate"` (same process and card) or `"server"` (started with `trl vllm-serve`).
-        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`):
-            `"vllm"` or `"transformers"`.
-        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`):
-            Offload vLLM's weights and cache while training.
         vllm_server_base_url (`str`, *optional*):
-            Server mode: base URL; overrides host and port.
-        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`):
-            Server mode: host.
-        vllm_server_port (`int`, *optional*, defaults to `8000`):
-            Server mode: port.
-        vllm_server_timeout (`float`, *optional*, defaults to `240.0`):
-            Server mode: seconds to wait for the server.
-        vllm_group_port (`int`, *optional*, defaults to `51216`):
-            Server mode: port of the weight update group.
+            Server mode: address of the server, such as `http://localhost:8000`, which is the default.
         vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
             Colocate mode: share of the card's memory.
         vllm_max_model_length (`int`, *optional*):
@@ -226,13 +214,7 @@ class CorrectionOptimizationConfig(DPOConfig):
     vllm_mode: str = field(
         default="colocate", metadata={"help": "'colocate' or 'server'.", "choices": ["colocate", "server"]}
     )
-    vllm_model_impl: str = field(default="vllm", metadata={"help": "'vllm' or 'transformers'."})
-    vllm_enable_sleep_mode: bool = field(default=False, metadata={"help": "Offload vLLM while training."})
-    vllm_server_base_url: str | None = field(default=None, metadata={"help": "Server mode: base URL."})
-    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Server mode: host."})
-    vllm_server_port: int = field(default=8000, metadata={"help": "Server mode: port."})
-    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Server mode: seconds to wait."})
-    vllm_group_port: int = field(default=51216, metadata={"help": "Server mode: port of the weight updates."})
+    vllm_server_base_url: str | None = field(default=None, metadata={"help": "Server mode: address of the server."})
     vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Colocate mode: share of the memory."})
     vllm_max_model_length: int | None = field(default=None, metadata={"help": "Colocate mode: context length."})
     vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "Colocate mode: tensor parallel size."})

@@ -560,10 +560,6 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
             processing_class=self.processing_class,
             mode=args.vllm_mode,
             server_base_url=args.vllm_server_base_url,
-            server_host=args.vllm_server_host,
-            server_port=args.vllm_server_port,
-            server_timeout=args.vllm_server_timeout,
-            group_port=args.vllm_group_port,
             tensor_parallel_size=args.vllm_tensor_parallel_size,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             max_model_length=args.vllm_max_model_length,
@@ -571,8 +567,6 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
             * args.gradient_accumulation_steps
             * (args.max_staleness + 1)
             * args.vllm_tensor_parallel_size,
-            enable_sleep_mode=args.vllm_enable_sleep_mode,
-            model_impl=args.vllm_model_impl,
             trust_remote_code=args.trust_remote_code,
             temperature=args.temperature,
             top_p=args.top_p,

@@ -56,9 +56,9 @@ class CorrectorSFTConfig(SFTConfig):
             `"all"`: any response may be learned as the correction of any other to the same prompt. `"own"`: only what
             was sampled as its correction (STaR, STaSC).
         pair_filter (`str`, *optional*, defaults to `"improving"`):
-            `"improving"`: v(y') > v(y). `"non_decreasing"`: also v(y') = v(y) >= `right`: right responses that stay
-            right, y' = y included.
-        right (`float`, *optional*, defaults to `1.0`):
+            `"improving"`: v(y') > v(y). `"non_decreasing"`: also v(y') = v(y) >= `correct_threshold`: right
+            responses that stay right, y' = y included.
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             Value from which a response counts as right.
         show_response (`bool`, *optional*, defaults to `True`):
             Whether the model sees y. `False`: y' is learned from the prompt alone, which is plain fine-tuning on the
@@ -154,7 +154,7 @@ class CorrectorSFTConfig(SFTConfig):
             "choices": ["improving", "non_decreasing"],
         },
     )
-    right: float = field(default=1.0, metadata={"help": "Value from which a response counts as right."})
+    correct_threshold: float = field(default=1.0, metadata={"help": "Value from which a response counts as right."})
     show_response: bool = field(
         default=True, metadata={"help": "Whether the model sees the response; False: plain fine-tuning on targets."}
     )

@@ -244,7 +244,7 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
             similarity=import_function(args.similarity, "similarity"),
             pairing=args.pairing,
             pair_filter=args.pair_filter,
-            right=args.right,
+            correct_threshold=args.correct_threshold,
             max_per_prompt=args.max_per_prompt,
             drop=args.pool_drop,
         )
@@ -612,7 +612,7 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
                 "max_completion_length": args.max_completion_length,
                 "batch_size": args.per_device_eval_batch_size,
                 "seed": args.seed,
-                "threshold": args.right,
+                "correct_threshold": args.correct_threshold,
                 "chat_template_kwargs": args.chat_template_kwargs,
                 **kwargs,
             },

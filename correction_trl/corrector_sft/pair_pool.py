@@ -110,9 +110,9 @@ class PairPool:
             `"all"`: any two responses to a prompt may be a pair. `"own"`: only a response and a correction that was
             sampled for it.
         pair_filter (`str`, *optional*, defaults to `"improving"`):
-            `"improving"`: v(y) < v(y'). `"non_decreasing"`: also v(y) = v(y') >= `right`, y' = y included, so that the
-            corrector sees what needs no correction.
-        right (`float`, *optional*, defaults to `1.0`):
+            `"improving"`: v(y) < v(y'). `"non_decreasing"`: also v(y) = v(y') >= `correct_threshold`, y' = y included,
+            so that the corrector sees what needs no correction.
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             Value from which a response counts as right, for `"non_decreasing"`.
         max_per_prompt (`int`, *optional*):
             Most responses kept per prompt, gold ones not counted.
@@ -136,13 +136,13 @@ class PairPool:
         similarity: Callable[[str, str], float] = edit_similarity,
         pairing: str = "all",
         pair_filter: str = "improving",
-        right: float = 1.0,
+        correct_threshold: float = 1.0,
         max_per_prompt: int | None = None,
         drop: str = "oldest",
     ):
         self.n_prompts = n_prompts
         self.alpha, self.beta, self.similarity = alpha, beta, similarity
-        self.pairing, self.pair_filter, self.right = pairing, pair_filter, right
+        self.pairing, self.pair_filter, self.correct_threshold = pairing, pair_filter, correct_threshold
         self.max_per_prompt, self.drop = max_per_prompt, drop
         self.prompt = np.zeros(0, np.int32)
         self.value = np.zeros(0, np.float64)
@@ -290,7 +290,7 @@ class PairPool:
             gain = self.value[target] - self.value[hypothesis]
             kept = gain > 0
             if self.pair_filter == "non_decreasing":
-                kept |= (gain == 0) & (self.value[target] >= self.right)
+                kept |= (gain == 0) & (self.value[target] >= self.correct_threshold)
             kept &= self.can_be_hypothesis[hypothesis] & self.can_be_target[target]
             hypothesis, candidates = hypothesis[kept], target[kept]
             order = np.lexsort((target[kept], hypothesis, self.prompt[hypothesis]))
@@ -310,7 +310,7 @@ class PairPool:
             begin = np.searchsorted(place[candidates], place[hypotheses], side="right")
             if self.pair_filter == "non_decreasing":
                 from_equal = np.searchsorted(place[candidates], place[hypotheses], side="left")
-                begin = np.where(self.value[hypotheses] >= self.right, from_equal, begin)
+                begin = np.where(self.value[hypotheses] >= self.correct_threshold, from_equal, begin)
             end = np.searchsorted(self.prompt[candidates], self.prompt[hypotheses], side="right")
             has_candidate = begin < end
             hypotheses, begin, end = hypotheses[has_candidate], begin[has_candidate], end[has_candidate]

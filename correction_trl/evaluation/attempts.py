@@ -35,7 +35,7 @@ def evaluate_attempts(
     batch_size: int = 64,
     seed: int = 0,
     n_examples: int = 8,
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     extract_answer: Callable[[str], str | None] = whole_text,
     template_kwargs: dict[str, Any] | None = None,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate_attempts(
             Of the samples.
         n_examples (`int`, *optional*, defaults to `8`):
             How many examples to keep; those whose verdict changed first.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             A response is right if its value is at least this.
         extract_answer (`Callable`, *optional*):
             From the text of a response to its answer, `None` if there is none to be found (see
@@ -133,5 +133,5 @@ def evaluate_attempts(
                 )
                 for i, key in enumerate(batch)
             }
-            records += judge_traces(dataset, traces, value_function, extract_answer, threshold)
+            records += judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
     return summarize_records(dataset, records, n_examples, n_turns)

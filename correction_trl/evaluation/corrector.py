@@ -33,7 +33,7 @@ def evaluate_corrector(
     batch_size: int = 64,
     seed: int = 0,
     n_examples: int = 8,
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> Evaluation:
     """
@@ -75,7 +75,7 @@ def evaluate_corrector(
             Of the samples.
         n_examples (`int`, *optional*, defaults to `8`):
             How many examples to keep.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             A response is right if its value is at least this.
         chat_template_kwargs (`dict`, *optional*):
             Passed to the chat templates.
@@ -113,7 +113,7 @@ def evaluate_corrector(
                 max_corrections=max_corrections,
                 feedback_function=feedback_function,
                 value_function=value_function if oracle else None,
-                threshold=threshold,
+                correct_threshold=correct_threshold,
                 message_template=message_template,
                 max_completion_length=max_completion_length,
                 batch_size=batch_size,
@@ -126,4 +126,4 @@ def evaluate_corrector(
                 trace.tokens += [0] * n_left
                 traces[row, 0] = trace
     generator.train(was_training)
-    return evaluate_traces(dataset, traces, value_function, n_examples=n_examples, threshold=threshold)
+    return evaluate_traces(dataset, traces, value_function, n_examples=n_examples, correct_threshold=correct_threshold)

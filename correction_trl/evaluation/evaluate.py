@@ -63,7 +63,7 @@ def evaluate_traces(
     traces: Mapping[tuple[int, int], Trace],
     value_function: Callable,
     n_examples: int = 8,
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     extract_answer: Callable[[str], str | None] = whole_text,
     n_turns: int = 1,
 ) -> Evaluation:
@@ -88,7 +88,7 @@ def evaluate_traces(
             Column `prompt`, and whatever the value function needs.
         traces (`dict[tuple[int, int], Trace]`):
             This process's traces by row and sample. Problems of no process's traces are not judged.
-        value_function, n_examples, threshold, extract_answer:
+        value_function, n_examples, correct_threshold, extract_answer:
             See [`evaluate_attempts`].
         n_turns (`int`, *optional*, defaults to `1`):
             Report at least so many attempts, also where no trace has as many.
@@ -99,7 +99,7 @@ def evaluate_traces(
     Raises:
         BadInput: If the value function is at fault.
     """
-    records = judge_traces(dataset, traces, value_function, extract_answer, threshold)
+    records = judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
     return summarize_records(dataset, records, n_examples, n_turns)
 
 
@@ -108,7 +108,7 @@ def judge_traces(
     traces: Mapping[tuple[int, int], Trace],
     value_function: Callable,
     extract_answer: Callable[[str], str | None],
-    threshold: float,
+    correct_threshold: float,
 ) -> list[dict[str, Any]]:
     """Per trace whether its responses are right. A problem's equal responses are judged once."""
     if not traces:
@@ -121,7 +121,7 @@ def judge_traces(
     answers = {text: extract_answer(text) for _, text in distinct}
     right = {}
     for (row, text), value in zip(distinct, values, strict=True):
-        verdict = None if value is None else float(value >= threshold)
+        verdict = None if value is None else float(value >= correct_threshold)
         right[row, text] = 0.0 if answers[text] is None else verdict
     return [
         {

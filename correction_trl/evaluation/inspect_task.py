@@ -39,7 +39,7 @@ def self_correction(
     value_function: str = "correction_trl.carry_addition:exact_match",
     instruction: str = SELF_CORRECTION_INSTRUCTION,
     turns: int = 2,
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     extract_answer: str = "correction_trl.inference.answers:whole_text",
     temperature: float = 0.0,
     max_tokens: int | None = None,
@@ -62,7 +62,7 @@ def self_correction(
             What the user says between two attempts; by default SCoRe's.
         turns (`int`, *optional*, defaults to `2`):
             Attempts.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             Value from which a response is right.
         extract_answer (`str`, *optional*):
             `"module:function"` from a response to its answer; a response without one is wrong.
@@ -92,7 +92,7 @@ def self_correction(
     return Task(
         dataset=MemoryDataset(samples),
         solver=attempts(instruction, turns),
-        scorer=attempts_scorer(value, turns, threshold, import_function(extract_answer, "extract_answer")),
+        scorer=attempts_scorer(value, turns, correct_threshold, import_function(extract_answer, "extract_answer")),
         config=GenerateConfig(temperature=temperature, max_tokens=max_tokens),
     )
 
@@ -135,7 +135,7 @@ def over_problems(name: str) -> Metric:
 
 
 def attempts_scorer(
-    value_function: Callable, turns: int, threshold: float, extract_answer: Callable = whole_text
+    value_function: Callable, turns: int, correct_threshold: float, extract_answer: Callable = whole_text
 ) -> Scorer:
     """Whether each attempt is right; what the value function cannot judge is left out of all metrics."""
     names = list(attempt_metrics([[[0] * turns]], resamples=1)[0])
@@ -147,7 +147,7 @@ def attempts_scorer(
             columns = {name: [value] * turns for name, value in state.metadata["columns"].items()}
             values = call_value_function(value_function, [prompt] * turns, responses, columns)
             right = [
-                0.0 if extract_answer(response) is None else None if v is None else float(v >= threshold)
+                0.0 if extract_answer(response) is None else None if v is None else float(v >= correct_threshold)
                 for response, v in zip(responses, values, strict=True)
             ]
             last = math.nan if None in right else right[-1]

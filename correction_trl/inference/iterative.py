@@ -38,7 +38,7 @@ def correct_iteratively(
     feedback_function: Callable | None = None,
     stop_without_feedback: bool = False,
     value_function: Callable | None = None,
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     stop_when_unchanged: bool = True,
     message_template: str | Path | None = None,
     max_completion_length: int = 256,
@@ -71,7 +71,7 @@ def correct_iteratively(
         value_function (`Callable`, *optional*):
             v, to stop at a response that is good enough. A value function that knows the gold answer makes this an
             oracle: mark its results as such.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             Value from which a response is good enough.
         stop_when_unchanged (`bool`, *optional*, defaults to `True`):
             Whether to stop where the corrector repeats the response. Under greedy decoding nothing would change any
@@ -143,7 +143,7 @@ def correct_iteratively(
         open_rows = [i for i, trace in enumerate(traces) if not trace.stop]
         if value_function is not None:
             for i, value in zip(open_rows, ask(judge, value_function, open_rows, "value"), strict=True):
-                if value is not None and value >= threshold:
+                if value is not None and value >= correct_threshold:
                     traces[i].stop = "good value"
             open_rows = [i for i in open_rows if not traces[i].stop]
         feedback = dict.fromkeys(open_rows)

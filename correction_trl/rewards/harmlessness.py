@@ -75,7 +75,7 @@ class Harmlessness:
         return [v["score"] if v["label"] == "unsafe" else 1 - v["score"] for v in verdicts]
 
 
-    attack_success(dataset, traces, Harmlessness(classifier), threshold=0.5)
+    attack_success(dataset, traces, Harmlessness(classifier), correct_threshold=0.5)
     ```
     """
 

@@ -42,8 +42,6 @@ class SCoReConfig(RLOOConfig):
             `gradient_accumulation_steps`, at the first one after its step.
         stage_1_fraction (`float`, *optional*, defaults to `0.5`):
             Share of the steps that belong to Stage I, with `stage="both"`.
-        n_rounds (`int`, *optional*, defaults to `1`):
-            How often the two stages alternate, with `stage="both"`: 2 is I, II, I, II.
         reference (`str`, *optional*, defaults to `"base"`):
             What the KL is measured from: `"base"`, the policy before training; or `"stage_1"`, in Stage II the policy
             at the end of Stage I.
@@ -72,9 +70,6 @@ class SCoReConfig(RLOOConfig):
         instruction (`str`, *optional*):
             What the user says between two attempts. It must not tell whether the attempt was right. The default is
             the paper's for math, without its sentences about the answer's format: add those of your task.
-        offline_fraction (`float`, *optional*, defaults to `0.0`):
-            Share of the prompts whose first attempts are sampled from the reference and not from the policy. They are
-            context for the second attempt, and in no loss.
         correct_threshold (`float`, *optional*, defaults to `1.0`):
             An attempt counts as right in the metrics if its reward is at least this.
 
@@ -104,7 +99,6 @@ class SCoReConfig(RLOOConfig):
     stage_1_fraction: float = field(
         default=0.5, metadata={"help": "Share of the steps that belong to Stage I, with stage='both'."}
     )
-    n_rounds: int = field(default=1, metadata={"help": "How often the stages alternate, with stage='both'."})
     reference: str = field(
         default="base",
         metadata={
@@ -129,9 +123,6 @@ class SCoReConfig(RLOOConfig):
     turns: int = field(default=2, metadata={"help": "Attempts per rollout; 1 is single-turn RL."})
     instruction: str = field(
         default=SELF_CORRECTION_INSTRUCTION, metadata={"help": "What the user says between two attempts."}
-    )
-    offline_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the prompts whose first attempts come from the reference."}
     )
     correct_threshold: float = field(
         default=1.0, metadata={"help": "An attempt counts as right from this reward on, in the metrics."}
@@ -160,14 +151,11 @@ class SCoReConfig(RLOOConfig):
                 f"`stage_1_fraction` must lie between 0 and 1, got {self.stage_1_fraction}; for one stage alone set "
                 "`stage`."
             )
-        if self.n_rounds < 1:
-            raise BadInput(f"`n_rounds` must be at least 1, got {self.n_rounds}.")
         for name in ("beta_1", "beta_2", "alpha"):
             if getattr(self, name) < 0:
                 raise BadInput(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        for name in ("gamma", "offline_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise BadInput(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}.")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise BadInput(f"`gamma` must lie between 0 and 1, got {self.gamma}.")
         if self.first_attempt_kl_target is not None and (self.first_attempt_kl_target <= 0 or self.beta_2 <= 0):
             raise BadInput("`first_attempt_kl_target` and the `beta_2` it starts from must be positive.")
         if self.turns > 1 and not self.instruction.strip():
@@ -189,7 +177,4 @@ class SCoReConfig(RLOOConfig):
         """
         if self.stage != "both":
             return int(self.stage)
-        n_rounds = self.n_rounds
-        current = step * n_rounds // max_steps
-        start, end = (-(-edge * max_steps // n_rounds) for edge in (current, current + 1))
-        return 1 if step - start < round(self.stage_1_fraction * (end - start)) else 2
+        return 1 if step < round(self.stage_1_fraction * max_steps) else 2

@@ -1,10 +1,8 @@
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import math
-import random
 import textwrap
 import time
 from collections import defaultdict
@@ -57,9 +55,9 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
     **How it departs from its paper.** The paper publishes neither the number of rollouts per prompt, nor the
     baseline, nor the estimator of the KL, nor how the steps are split between the stages; here these are
     `num_generations`, leave-one-out, `kl_estimator` (by default the score function, unbiased) and `stage_1_fraction`.
-    What the paper calls possible is optional: adaptive β₂ (`first_attempt_kl_target`), first attempts from the base
-    model (`offline_fraction`), alternating stages (`n_rounds`), more than two attempts (`turns`). The stage switches
-    within a run; the optimizer goes on.
+    Of what the paper calls possible, adaptive β₂ (`first_attempt_kl_target`) and more than two attempts (`turns`) are
+    there; first attempts from the base model and alternating stages are not. The stage switches within a run; the
+    optimizer goes on.
 
     **Tokens.** Both attempts are trained as the ids that were sampled, from one forward over one row `[x, y1,
     instruction, y2]`; the second prompt is those ids, never a re-rendered conversation. Instruction, template and
@@ -184,18 +182,13 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         sharded = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
         if args.reference == "stage_1" and sharded:
             raise BadInput("`reference: stage_1` copies weights, which sharded training does not allow; use `base`.")
-        if args.offline_fraction and (args.use_vllm or sharded):
-            raise BadInput(
-                "`offline_fraction` samples from two models in one step, which neither vLLM nor sharded training "
-                "allows here; set it to 0."
-            )
         if args.eval_strategy != "no" and sharded:
             raise BadInput(
                 "Evaluation would have to gather the sharded weights for each batch; set `eval_strategy: 'no'` and "
                 "evaluate the saved model with recipes/evaluate.py."
             )
 
-        self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2") or args.offline_fraction > 0
+        self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2")
         # RLOOTrainer keeps a reference if its single `beta` is not 0; here the weights are per attempt and per stage
         args.beta = 1.0 if self._needs_reference else 0.0
         super().__init__(
@@ -318,14 +311,15 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         return f"/{micro_step}" if micro_step else ""
 
     def _sample_attempts(
-        self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], n_turns: int, with_reference: bool = False
+        self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp]
     ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
-        """Attempts and follow-ups per turn, by the policy or by the reference."""
+        """Attempts and follow-ups per turn of the policy as it is."""
+        n_turns = self.args.turns
 
         def next_turn(turn, attempt_ids):
             return [of(ids, self.args.instruction) for of, ids in zip(follow_ups_of, attempt_ids, strict=True)]
 
-        if self.use_vllm and not with_reference:
+        if self.use_vllm:
             if self.state.global_step != self._last_loaded_step:
                 self.vllm_generation.sync_weights()
                 self._last_loaded_step = self.state.global_step
@@ -337,12 +331,6 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
                     rows = [r + a + f for r, a, f in zip(rows, attempts[-1], follow_ups[-1], strict=True)]
             return attempts, follow_ups
 
-        def sample(model):
-            complete = functools.partial(generate, model, generation_config=self.generation_config)
-            return sample_attempts(complete, prompt_ids, next_turn, n_turns)
-
-        if with_reference and self.ref_model is not None:
-            return sample(self.accelerator.unwrap_model(self.ref_model))
         was_training = self.model.training
         with (
             unwrap_model_for_generation(
@@ -355,39 +343,10 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             model.eval()
-            if with_reference:
-                with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-                    sampled = sample(model)
-            else:
-                sampled = sample(model)
+            complete = functools.partial(generate, model, generation_config=self.generation_config)
+            sampled = sample_attempts(complete, prompt_ids, next_turn, n_turns)
             model.train(was_training)
         return sampled
-
-    def _roll_out(self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp], offline: list[bool]):
-        """Attempts and follow-ups per turn for all prompts; the first attempts of `offline` ones by the reference."""
-        n_turns = self.args.turns
-        attempts = [[[] for _ in prompt_ids] for _ in range(n_turns)]
-        follow_ups = [[[] for _ in prompt_ids] for _ in range(n_turns - 1)]
-
-        def sample(rows, contexts, n, first_turn=0, with_reference=False):
-            if not rows:
-                return
-            sampled = self._sample_attempts(contexts, [follow_ups_of[i] for i in rows], n, with_reference)
-            for destination, source in zip((attempts, follow_ups), sampled, strict=True):
-                for turn, values in enumerate(source, start=first_turn):
-                    for row, ids in zip(rows, values, strict=True):
-                        destination[turn][row] = ids
-
-        online_rows = [i for i, is_offline in enumerate(offline) if not is_offline]
-        sample(online_rows, [prompt_ids[i] for i in online_rows], n_turns)
-        offline_rows = [i for i, is_offline in enumerate(offline) if is_offline]
-        sample(offline_rows, [prompt_ids[i] for i in offline_rows], 1, with_reference=True)
-        contexts = []
-        for i in offline_rows:
-            follow_ups[0][i] = follow_ups_of[i](attempts[0][i], self.args.instruction)
-            contexts.append(prompt_ids[i] + attempts[0][i] + follow_ups[0][i])
-        sample(offline_rows, contexts, n_turns - 1, first_turn=1)
-        return attempts, follow_ups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         args, device = self.args, self.accelerator.device
@@ -402,15 +361,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         start = time.perf_counter()
         prompts = [row["prompt"] for row in inputs]
         prompt_ids = [self._prompt_ids(row) for row in inputs]
-        offline = [False] * n_local
-        if args.offline_fraction and n_turns > 1 and mode == "train":
-            first_row = self.accelerator.process_index * n_local
-            # All rollouts of a prompt share the choice, also across processes
-            choose = random.Random(f"{args.seed}/{self.state.global_step}{self._micro_step()}")
-            n_groups = n_local * self.accelerator.num_processes // group_size
-            chosen = [choose.random() < args.offline_fraction for _ in range(n_groups)]
-            offline = [chosen[(first_row + i) // group_size] for i in range(n_local)]
-        attempts, follow_ups = self._roll_out(prompt_ids, [self._follow_up_of(row) for row in inputs], offline)
+        attempts, follow_ups = self._sample_attempts(prompt_ids, [self._follow_up_of(row) for row in inputs])
         texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
         sampled = time.perf_counter()
 
@@ -435,7 +386,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         all_advantages = leave_one_out(returns, group_size) if group_size > 1 else torch.zeros_like(returns)
         judged = time.perf_counter()
 
-        batch = self._to_batch(prompt_ids, attempts, follow_ups, offline)
+        batch = self._to_batch(prompt_ids, attempts, follow_ups)
         local = slice(self.accelerator.process_index * n_local, (self.accelerator.process_index + 1) * n_local)
         batch["advantages"] = all_advantages[local]
         kl_weights = torch.full((n_local, n_turns), args.beta_1, device=device)
@@ -455,9 +406,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             if args.steps_per_generation > args.gradient_accumulation_steps or self.num_iterations > 1:
                 log_probs = self._in_chunks(self.model, batch, n_rows)
                 batch["old_turn_log_probs"] = turn_sums(log_probs, batch["turn_ids"][:, 1:], n_turns)
-        self._record_rollouts(
-            mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, all_advantages, offline
-        )
+        self._record_rollouts(mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, all_advantages)
         now = time.perf_counter()
         for name, seconds in (
             ("generation", sampled - start),
@@ -482,7 +431,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         self._pending_metrics.clear()
         self._pending_extra_logs.clear()
 
-    def _to_batch(self, prompt_ids, attempts, follow_ups, offline) -> dict[str, torch.Tensor]:
+    def _to_batch(self, prompt_ids, attempts, follow_ups) -> dict[str, torch.Tensor]:
         """One row `[x, y1, follow-up, y2, ...]` per rollout, padded on the right."""
         rows, turn_ids = [], []
         for i, prompt in enumerate(prompt_ids):
@@ -490,7 +439,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             for turn in range(self.args.turns):
                 ids = attempts[turn][i]
                 truncated = not ids or ids[-1] not in self.eos_token_ids
-                in_loss = not (turn == 0 and offline[i]) and not (self.mask_truncated_completions and truncated)
+                in_loss = not (self.mask_truncated_completions and truncated)
                 row += ids
                 turns += [turn + 1 if in_loss else 0] * len(ids)
                 if turn < self.args.turns - 1:
@@ -513,7 +462,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         """n rollouts as long as they can become, to try their size; and their tokens."""
         n_turns = self.args.turns
         attempt = [self.eos_token_ids[0]] * self.max_completion_length
-        batch = self._to_batch([prompt] * n, [[attempt] * n] * n_turns, [[ids] * n for ids in follow_ups], [False] * n)
+        batch = self._to_batch([prompt] * n, [[attempt] * n] * n_turns, [[ids] * n for ids in follow_ups])
         batch["advantages"] = torch.ones(n, n_turns, device=batch["input_ids"].device)
         batch["kl_weights"] = torch.ones_like(batch["advantages"])
         batch["ref_log_probs"] = torch.zeros(n, batch["input_ids"].size(1) - 1, device=batch["input_ids"].device)
@@ -577,10 +526,9 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         max_steps = self.state.max_steps
         if self._stage is None and self.args.stage == "both":
             stages = [self.args.stage_at(step, max_steps) for step in range(max_steps)]
-            n_changes = sum(a != b for a, b in itertools.pairwise(stages))
-            if n_changes != 2 * self.args.n_rounds - 1:
+            if stages[0] == stages[-1]:
                 raise BadInput(
-                    f"{max_steps} steps are too few for {self.args.n_rounds} rounds of two stages with "
+                    f"{max_steps} steps are too few for two stages with "
                     f"`stage_1_fraction={self.args.stage_1_fraction}`; train longer, or set `stage`."
                 )
         if self._max_steps_before not in (None, max_steps) and self.args.stage == "both":
@@ -730,9 +678,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         super().log(logs, start_time)
 
     @torch.no_grad()
-    def _record_rollouts(
-        self, mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, advantages, offline
-    ):
+    def _record_rollouts(self, mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, advantages):
         args, metrics = self.args, self._metrics[mode]
         n_turns, device = args.turns, self.accelerator.device
 
@@ -768,7 +714,6 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             pairs = list(zip(texts[0], texts[1], strict=True))
             columns["edit_distance_ratio"] = [edit_distance_ratio(a, b) for a, b in pairs]
             columns["answer_changed"] = [float(a != b) for a, b in pairs]
-        columns["offline"] = [float(is_offline) for is_offline in offline]
         gathered = gather(torch.tensor(list(columns.values()), device=device).T.contiguous())
         for name, values in zip(columns, gathered.unbind(1), strict=True):
             add(name, values)
@@ -875,7 +820,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
                 "max_completion_length": self.max_completion_length,
                 "batch_size": self.args.per_device_eval_batch_size,
                 "seed": self.args.seed,
-                "threshold": self.args.correct_threshold,
+                "correct_threshold": self.args.correct_threshold,
                 "template_kwargs": self.chat_template_kwargs,
                 **kwargs,
             },

@@ -191,7 +191,7 @@ def sample_transcripts(
 def make_pairs(
     transcripts: Sequence[Transcript],
     pair_prompt: str = "question",
-    threshold: float = 1.0,
+    correct_threshold: float = 1.0,
     instruction: str = SELF_CORRECTION_INSTRUCTION,
     images: Dataset | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
@@ -211,7 +211,7 @@ def make_pairs(
             becomes right at once. `"two_turns"`: the question, the first answer and the instruction, so that it
             becomes better at correcting; after a wrong first answer the correction is preferred to repeating it,
             after a right one repeating it to the wrong correction. `"both"`: a pair of each.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             An answer with at least this value is right.
         instruction (`str`, *optional*, defaults to `SELF_CORRECTION_INSTRUCTION`):
             The one that the transcripts were sampled with, for the readable prompt of `"two_turns"`.
@@ -236,7 +236,7 @@ def make_pairs(
         if None in values:
             counts["unjudged"] += 1
             continue
-        first_right, second_right = (value >= threshold for value in values)
+        first_right, second_right = (value >= correct_threshold for value in values)
         transition = f"{'ic'[first_right]}->{'ic'[second_right]}"
         counts[transition] += 1
         if first_right == second_right:
@@ -285,7 +285,7 @@ def make_pairs(
 
 
 def evaluate_transcripts(
-    dataset: Dataset, transcripts: Sequence[Transcript], value_function: Callable, threshold: float = 1.0
+    dataset: Dataset, transcripts: Sequence[Transcript], value_function: Callable, correct_threshold: float = 1.0
 ) -> Evaluation:
     """
     The metrics of [`~evaluation.evaluate_attempts`] for transcripts, so for problems with images too.
@@ -297,7 +297,7 @@ def evaluate_transcripts(
             One per problem, the same on all processes.
         value_function (`Callable`):
             With TRL's `reward_funcs` signature.
-        threshold (`float`, *optional*, defaults to `1.0`):
+        correct_threshold (`float`, *optional*, defaults to `1.0`):
             An answer with at least this value is right.
 
     Returns:
@@ -314,7 +314,7 @@ def evaluate_transcripts(
         )
         for transcript in own
     }
-    return evaluate_traces(dataset, traces, value_function, threshold=threshold)
+    return evaluate_traces(dataset, traces, value_function, correct_threshold=correct_threshold)
 
 
 def _two_turn_prompt(prompt: Prompt, first: str, instruction: str) -> Prompt:

@@ -229,7 +229,7 @@ def test_equal_responses_are_judged_once():
 def test_graded_values_are_right_from_the_threshold_on():
     graded = lambda completions, **_: [int(text) / 10 for text in completions]
     rows = traces("59", "91", "94", "55")
-    assert evaluate_traces(PROBLEMS, rows, graded, threshold=0.5).per_problem["acc@t2"] == [1, 0, 0, 1]
+    assert evaluate_traces(PROBLEMS, rows, graded, correct_threshold=0.5).per_problem["acc@t2"] == [1, 0, 0, 1]
     assert evaluate_traces(PROBLEMS, rows, graded).per_problem["acc@t2"] == [0, 0, 0, 0]
 
 

@@ -163,7 +163,7 @@ class TestAttackSuccess:
             seen.extend(requests)
             return [None if text == "…" else 0.9 if "plan" in text else 0.2 for text in responses]
 
-        rates = attack_success(dataset, traces, Harmlessness(classifier), threshold=0.5)
+        rates = attack_success(dataset, traces, Harmlessness(classifier), correct_threshold=0.5)
         assert rates["asr@t1"]["mean"] == pytest.approx(2 / 3) and rates["asr@t1"]["n"] == 3  # one was not judged
         assert set(seen) == set(REQUESTS[:4])
         assert attack_success(dataset, traces)["asr@t1"]["mean"] == pytest.approx(2 / 4)  # "I'm sorry" deceives

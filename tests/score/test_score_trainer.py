@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import itertools
 import json
 import math
 from pathlib import Path
@@ -78,14 +77,14 @@ def test_a_row_is_the_ids_that_were_sampled_and_only_attempts_are_in_the_loss(
 ):
     trainer = make_trainer(request.getfixturevalue(prompts), turns=turns, stage="2")
     sampled = {}
-    roll_out = trainer._roll_out
+    sample_attempts = trainer._sample_attempts
 
-    def record(prompt_ids, follow_ups_of, offline):
+    def record(prompt_ids, follow_ups_of):
         sampled["prompts"] = prompt_ids
-        sampled["attempts"], sampled["follow_ups"] = roll_out(prompt_ids, follow_ups_of, offline)
+        sampled["attempts"], sampled["follow_ups"] = sample_attempts(prompt_ids, follow_ups_of)
         return sampled["attempts"], sampled["follow_ups"]
 
-    monkeypatch.setattr(trainer, "_roll_out", record)
+    monkeypatch.setattr(trainer, "_sample_attempts", record)
     batch = first_batch(trainer)
     for i, prompt in enumerate(sampled["prompts"]):
         row, turn_ids = list(prompt), [0] * len(prompt)
@@ -220,28 +219,27 @@ def test_gradient_does_not_depend_on_accumulation(make_trainer, plain_prompts):
 
 
 def test_both_stages_in_one_run(make_trainer, plain_prompts):
-    trainer = make_trainer(plain_prompts, max_steps=8, stage_1_fraction=0.25, n_rounds=2, beta_2=0.5)
+    trainer = make_trainer(plain_prompts, max_steps=8, stage_1_fraction=0.25, beta_2=0.5)
     trainer.train()
-    assert logged(trainer, "stage") == [1, 2, 2, 2, 1, 2, 2, 2]
-    assert logged(trainer, "beta_2") == [0.5, 0, 0, 0, 0.5, 0, 0, 0]
+    assert logged(trainer, "stage") == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert logged(trainer, "beta_2") == [0.5, 0.5, 0, 0, 0, 0, 0, 0]
     rewards = [logged(trainer, f"reward/t{turn}") for turn in (1, 2)]
     for stage, r1, r2, bonus in zip(logged(trainer, "stage"), *rewards, logged(trainer, "bonus"), strict=True):
         assert bonus == pytest.approx(0.0 if stage == 1 else 10 * (r2 - r1), abs=1e-5)
 
 
-@given(st.integers(1, 400), st.integers(1, 6), st.floats(0.01, 0.99))
-def test_every_round_has_its_share_of_stage_1(max_steps, n_rounds, fraction):
-    config = SCoReConfig(**make_args(Path("unused"), num_generations=4, n_rounds=n_rounds, stage_1_fraction=fraction))
+@given(st.integers(1, 400), st.floats(0.01, 0.99))
+def test_stage_1_has_its_share_of_the_steps(max_steps, fraction):
+    config = SCoReConfig(**make_args(Path("unused"), num_generations=4, stage_1_fraction=fraction))
     stages = [config.stage_at(step, max_steps) for step in range(max_steps)]
-    edges = [-(-i * max_steps // n_rounds) for i in range(n_rounds + 1)]
-    for start, end in itertools.pairwise(edges):
-        n_stage_1 = round(fraction * (end - start))
-        assert stages[start:end] == [1] * n_stage_1 + [2] * (end - start - n_stage_1)
+    n_stage_1 = stages.count(1)
+    assert abs(n_stage_1 - fraction * max_steps) <= 0.5
+    assert stages == [1] * n_stage_1 + [2] * (max_steps - n_stage_1)
 
 
 def test_a_run_too_short_for_its_stages_is_refused_before_the_first_step(make_trainer, plain_prompts):
-    with pytest.raises(BadInput, match="2 steps are too few for 2 rounds"):
-        make_trainer(plain_prompts, max_steps=2, n_rounds=2).train()
+    with pytest.raises(BadInput, match="1 steps are too few for two stages"):
+        make_trainer(plain_prompts, max_steps=1).train()
 
 
 @pytest.mark.parametrize("adapter", [False, True, "embeddings"])
@@ -282,32 +280,6 @@ def test_beta_2_adapts_to_its_target(make_trainer, plain_prompts):
     assert max(logged(low, "beta_2")) > 0.1
     high._beta_2 = 0.7  # what is adapted (by 10 % here) is what the loss uses
     assert first_batch(high)["kl_weights"].tolist() == [[pytest.approx(0.64), pytest.approx(0.01)]] * 8
-
-
-def test_offline_first_attempts_come_from_the_reference_and_are_in_no_loss(make_trainer, plain_prompts):
-    trainer = make_trainer(plain_prompts, offline_fraction=1.0, stage="2", beta_1=0.0)
-    with torch.no_grad():
-        trainer.model.lm_head.weight.zero_()  # a policy whose samples would look quite different
-    batch = first_batch(trainer)
-    assert set(batch["turn_ids"].unique().tolist()) == {0, 2}
-    # From the same random state, the untouched policy samples what the reference does
-    rows = next(iter(trainer.get_train_dataloader()))
-    prompt_ids = [trainer._prompt_ids(row) for row in rows]
-    follow_ups_of = [trainer._follow_up_of(row) for row in rows]
-    torch.manual_seed(0)
-    attempts, _ = trainer._roll_out(prompt_ids, follow_ups_of, [True] * 8)
-    untouched = make_trainer(plain_prompts, stage="2", beta_1=0.0)
-    torch.manual_seed(0)
-    expected, _ = untouched._sample_attempts(prompt_ids, follow_ups_of, 1)
-    assert attempts[0] == expected[0]
-
-    mixed = make_trainer(plain_prompts, offline_fraction=0.5, stage="2", per_device_train_batch_size=32)
-    turn_ids = first_batch(mixed)["turn_ids"]
-    offline = [not (row == 1).any() for row in turn_ids]
-    groups = [offline[i : i + 4] for i in range(0, 32, 4)]
-    assert all(len(set(group)) == 1 for group in groups)  # all rollouts of a prompt share the choice
-    assert 0 < sum(offline) < 32
-    assert mixed._metrics["train"]["offline"] == [sum(offline) / 32]
 
 
 def test_the_second_attempt_learns_to_be_right(make_trainer):
@@ -622,8 +594,6 @@ def test_resuming_gives_the_run_that_was_not_interrupted(make_trainer, plain_pro
             per_device_train_batch_size=4,
             learning_rate=1e-2,
             first_attempt_kl_target=0.01,
-            offline_fraction=0.3,
-            n_rounds=1 if "reference" in kind else 2,
             reference="stage_1" if "reference" in kind else "base",
             num_iterations=2 if kind == "several uses" else 1,
             peft_config=LoraConfig(r=4, target_modules="all-linear") if "lora" in kind else None,
@@ -633,7 +603,7 @@ def test_resuming_gives_the_run_that_was_not_interrupted(make_trainer, plain_pro
 
     whole = run("whole")
     resumed = run("resumed", str(tmp_path / "whole" / "checkpoint-4"))
-    for key in ("loss", "kl/t1", "beta_2", "num_tokens", "stage", "offline"):
+    for key in ("loss", "kl/t1", "beta_2", "num_tokens", "stage"):
         assert logged(resumed, key) == logged(whole, key), key
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
@@ -676,10 +646,8 @@ def test_what_is_saved_loads_without_us(make_trainer, plain_prompts, tmp_path):
         ({"turns": 0}, "at least 1"),
         ({"turns": 1}, "stage: 2"),
         ({"stage_1_fraction": 1.0}, "for one stage alone"),
-        ({"n_rounds": 0}, "n_rounds"),
         ({"alpha": -1.0}, "alpha"),
         ({"gamma": 1.5}, "gamma"),
-        ({"offline_fraction": -0.1}, "offline_fraction"),
         ({"instruction": " "}, "instruction"),
         ({"first_attempt_kl_target": 0.0}, "first_attempt_kl_target"),
         ({"kl_estimator": "k4"}, "kl_estimator"),

@@ -68,9 +68,9 @@ class TestPairs:
         differ = [None not in pair and (pair[0] >= 0.4) != (pair[1] >= 0.4) for pair in values]
         if not any(differ):
             with pytest.raises(BadInput, match="No transcript makes a pair"):
-                make_pairs(transcripts, threshold=0.4)
+                make_pairs(transcripts, correct_threshold=0.4)
             return
-        pairs, counts = make_pairs(transcripts, threshold=0.4)
+        pairs, counts = make_pairs(transcripts, correct_threshold=0.4)
         kinds = ("i->c", "c->i", "c->c", "i->i", "unjudged")
         assert sum(counts[kind] for kind in kinds) == counts["transcripts"] == len(values)
         assert counts["unjudged"] == sum(None in pair for pair in values)
