@@ -4,6 +4,7 @@ from typing import Any
 from trl import DPOConfig
 
 from ..errors import BadInput
+from ..policy.micro_batches import read_max_tokens
 from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
@@ -73,6 +74,11 @@ class CorrectionOptimizationConfig(DPOConfig):
             Whether a pair is computed as one row that holds the prompt and the common prefix of y and y' once. `True`
             fails by name on models that cannot (a batch whose mask would be too large takes two rows all the same);
             `"auto"` uses it where it is exact and pays, and checks itself on the first batch; `False` never.
+        max_tokens_per_micro_batch (`int` or `str`, *optional*, defaults to `"auto"`):
+            The pairs of an update (`per_device_train_batch_size` times `gradient_accumulation_steps`) are sorted by
+            length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
+            they are cut. `"auto"`: as many as the GPU's memory takes, tried once on the longest pairs; on a CPU, with
+            `None`, and for pairs with images or from a stream, forwards of `per_device_train_batch_size` pairs.
 
         > Parameters that control on-policy responses
 
@@ -167,6 +173,9 @@ class CorrectionOptimizationConfig(DPOConfig):
         default="auto",
         metadata={"help": "'auto', True or False: compute the common prefix of a pair once."},
     )
+    max_tokens_per_micro_batch: str | None = field(
+        default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
+    )
 
     # Parameters that control on-policy responses
     max_completion_length: int = field(
@@ -226,6 +235,7 @@ class CorrectionOptimizationConfig(DPOConfig):
                 raise BadInput(f"`{name}` has no meaning for correction optimization; remove it: {remedy}.")
         # A YAML `true` and the command line's "true" mean the same
         self.shared_prefix = {"true": True, "false": False, "auto": "auto"}.get(str(self.shared_prefix).lower())
+        self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
         self._check()
         loss_type = self.loss_type
         super().__post_init__()

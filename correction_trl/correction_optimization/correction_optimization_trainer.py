@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import textwrap
 import threading
@@ -13,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
@@ -48,6 +49,7 @@ from ..evaluation.metrics import edit_ratio
 from ..functions import call_teacher, call_value_function
 from ..policy.attention import unsupported_reason
 from ..policy.generation import generate_completions
+from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
@@ -96,7 +98,7 @@ class _Rollout:
     seconds: float  # that the sampling took
 
 
-class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
+class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOTrainer):
     r"""
     Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
     capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
@@ -187,6 +189,7 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
 
     loss_is_scaled_for_ga = True
 
+    _recorded = ("_metrics", "_sums")
     _tag_names = ["trl", "correction_trl", "correction-optimization"]
     _name = "Correction optimization"
     _paper = {
@@ -340,6 +343,9 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
             keep_trainable_on_cpu(self.model)
         self._wrap_collator()
         self._share_prefix_where_exact()
+        # A stream is dealt out to the processes as tensors; its batches stay as they come
+        is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
+        self.data_collator.waits = self.teacher is None and not is_stream and self._counts_tokens()
         self._set_up_generation()
         if isinstance(asked, PolicyTeacher):
             self._lend_the_policy(asked)
@@ -779,7 +785,7 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
             if not batches:
                 break
             n_waiting += len(batches)
-            if not isinstance(batches[0], list):
+            if self.teacher is None:
                 self._ready.extend(batches)
                 continue
             rollout = self._sample_responses([row for batch in batches for row in batch], seed_name)
@@ -792,16 +798,55 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
         while len(self._ready) < num_batches and self._at_the_teacher:
             self._fetch_from_the_teacher()
         batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
-        n_pairs = sum(float(batch["pair_weight"].sum()) for batch in batch_samples)
+        if batch_samples and isinstance(batch_samples[0], list):
+            batch_samples = self._micro_batches(batch_samples)
+        n_pairs = sum(
+            float(batch["pair_weight"].sum())
+            for step in batch_samples
+            for batch in (step if isinstance(step, MicroBatches) else [step])
+        )
         n_pairs = self.accelerator.reduce(torch.tensor(n_pairs, device=device), reduction="sum")
         return batch_samples, n_pairs
 
     def _make_ready(self, rollout: _Rollout, sizes: list[int], answer: tuple[list[str | None], float]):
         examples = self._pairs(rollout, answer, "train")
         self._check_shared_prefix(examples)
+        for example in examples:
+            example["sampled_at"] = float(rollout.step)
         for size in sizes:
-            self._ready.append(self.data_collator([examples.pop(0) for _ in range(size)]))
-            self._ready[-1]["sampled_at"] = torch.full((size,), float(rollout.step))
+            self._ready.append([examples.pop(0) for _ in range(size)])
+
+    def _micro_batches(self, steps: list[list[dict[str, Any]]]) -> list:
+        """The pairs of an update as the model gets them: per step, or, cut by tokens, all with the last step."""
+        if not self._counts_tokens():
+            return [self.data_collator.collate(examples) for examples in steps]
+        collator = self.data_collator
+        examples = [example for step in steps for example in step]
+        lengths = collator.lengths(examples)
+        longest = self._as_long_as_can_be(examples[max(range(len(examples)), key=lengths.__getitem__)])
+        self._find_max_tokens(
+            lambda n: (collator.collate([longest] * n), n * collator.lengths([longest])[0]), len(examples)
+        )
+        return self._cut(
+            lengths,
+            lambda rows: collator.collate([examples[row] for row in rows]),
+            len(steps),
+            at_most=collator.max_tokens(lengths),
+        )
+
+    def _as_long_as_can_be(self, example: dict[str, Any]) -> dict[str, Any]:
+        """A pair as long as one of this run can become, to try its size."""
+        if self.teacher is not None:
+            limits = dict.fromkeys(("chosen_ids", "rejected_ids"), self.args.max_completion_length)
+        else:
+            columns = self.train_dataset.with_format("arrow")
+            limits = {
+                name: pyarrow.compute.max(pyarrow.compute.list_value_length(columns[name])).as_py()
+                for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+            }
+        fill = self._tokenizer.eos_token_id
+        stretched = {name: [*example[name], *[fill] * limit][:limit] for name, limit in limits.items()}
+        return {**example, **stretched, "pair_weight": 1.0}
 
     def _fetch_from_the_teacher(self):
         rollout, sizes, answer = self._at_the_teacher[0]
@@ -812,11 +857,13 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
         self._make_ready(rollout, sizes, corrections)
 
     def _prepare_inputs(self, inputs):
+        if isinstance(inputs, list) and "chosen_ids" in inputs[0]:  # evaluation on pairs, by a collator that waits
+            inputs = self.data_collator.collate(inputs)
         if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
             self._eval_batch += 1
             examples = self._roll_out(inputs, "eval", f"eval batch {self._eval_batch}")
             self._check_shared_prefix(examples)
-            inputs = self.data_collator(examples)
+            inputs = self.data_collator.collate(examples)
         return super()._prepare_inputs(inputs)
 
     def evaluate(self, *args, **kwargs):
@@ -1088,10 +1135,7 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
         if self._ready and self.teacher is not None and not self.args.save_only_model:
             # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            tensors = {
-                f"{i}/{key}": value.contiguous() for i, batch in enumerate(self._ready) for key, value in batch.items()
-            }
-            save_file(tensors, folder / self._ready_file())
+            (folder / self._ready_file()).write_text(json.dumps(list(self._ready)), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -1099,15 +1143,11 @@ class CorrectionOptimizationTrainer(ModelCardMixin, DPOTrainer):
             return
         file = Path(checkpoint) / self._ready_file()
         if file.is_file():
-            batches = defaultdict(dict)
-            for key, tensor in load_file(file).items():
-                i, _, name = key.partition("/")
-                batches[int(i)][name] = tensor
-            self._ready.extend(batches[i] for i in sorted(batches))
+            self._ready.extend(json.loads(file.read_text(encoding="utf-8")))
             self._n_to_skip = len(self._ready)
 
     def _ready_file(self) -> str:
-        return f"pairs_sampled_ahead_{self.accelerator.process_index}.safetensors"
+        return f"pairs_sampled_ahead_{self.accelerator.process_index}.json"
 
 
 def _vllm_generation() -> type:

@@ -5,6 +5,7 @@ However a batch lays its pairs out in rows (two rows per pair as in TRL's `DPOTr
 `(B, L)`, and a mask of the same shape. The losses then never see rows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from trl.trainer.utils import pad
 from ..data_utils import message_text
 from ..evaluation.metrics import edit_ratio
 from .correction_optimization_config import CorrectionOptimizationConfig
-from .shared_prefix import dense_mask_fits, pack_pairs, sharing_pays
+from .shared_prefix import MAX_DENSE_MASK_ELEMENTS, dense_mask_fits, pack_pairs, packed_length, sharing_pays
 
 
 # Per-pair numbers that travel with a batch, beside what the model needs: float tensors of shape (B,).
@@ -133,7 +134,8 @@ def edited_tokens(response_ids: list[int], correction_ids: list[int]) -> tuple[l
 class PairCollator:
     """
     Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair),
-    and in both cases the per-pair numbers. Prompts pass through untouched.
+    and in both cases the per-pair numbers. Prompts pass through untouched, and so do tokenised pairs that are cut into
+    micro-batches only when their update is complete (`waits`); `collate` then makes them.
     """
 
     def __init__(self, collator: Callable, args: CorrectionOptimizationConfig, model_config: PretrainedConfig):
@@ -142,6 +144,7 @@ class PairCollator:
         self.attn_implementation = model_config._attn_implementation
         self.hidden_size = model_config.hidden_size
         self.shared_prefix = False  # until the trainer knows that the model allows it
+        self.waits = False
 
     def pairs(self, examples: list[dict[str, Any]]) -> list[dict[str, list[int]]]:
         """The token ids of each pair, cut at `max_length` as TRL's collator does."""
@@ -163,8 +166,25 @@ class PairCollator:
         return self.shared_prefix and dense_mask_fits(pairs, self.attn_implementation, self.args.pad_to_multiple_of)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
-        if "chosen_ids" not in examples[0] and not {"chosen", "rejected"} <= set(examples[0]):
+        is_tokenised = "chosen_ids" in examples[0]
+        if (is_tokenised and self.waits) or (not is_tokenised and not {"chosen", "rejected"} <= set(examples[0])):
             return examples
+        return self.collate(examples)
+
+    def lengths(self, examples: list[dict[str, Any]]) -> list[int]:
+        """Tokens that each pair takes of a forward."""
+        pairs = self.pairs(examples)
+        if self._pack(pairs):
+            return [packed_length(pair) for pair in pairs]
+        return [2 * (len(p["prompt_ids"]) + max(len(p["response_ids"]), len(p["correction_ids"]))) for p in pairs]
+
+    def max_tokens(self, lengths: list[int]) -> int | float:
+        """Most tokens of a forward whose dense mask still fits."""
+        if not self.shared_prefix or self.attn_implementation == "flex_attention":
+            return math.inf
+        return MAX_DENSE_MASK_ELEMENTS // max(lengths)
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "edit_ratio" not in examples[0]:  # pairs with images are tokenised only now
             for example in examples:
                 response, correction = message_text(example["rejected"]), message_text(example["chosen"])
@@ -178,6 +198,8 @@ class PairCollator:
         ]
         if examples[0].get("values"):
             numbers["values"] = [example["values"] for example in examples]
+        if "sampled_at" in examples[0]:
+            numbers["sampled_at"] = [example["sampled_at"] for example in examples]
 
         pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
         if pairs is not None and self._pack(pairs):

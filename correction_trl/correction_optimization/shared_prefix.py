@@ -286,13 +286,15 @@ def _two_row_shape(pairs, pad_to_multiple_of):
     return 2 * len(pairs), _round_up(longest, pad_to_multiple_of)
 
 
+def packed_length(pair: dict[str, list[int]]) -> int:
+    """Tokens of a pair as [`pack_pairs`] lays it out."""
+    response, correction = pair["response_ids"], pair["correction_ids"]
+    n_common = common_prefix_length(response, correction)
+    return max(len(pair["prompt_ids"]) + len(response) + len(correction) - n_common - 1, 0)
+
+
 def _packed_shape(pairs, pad_to_multiple_of):
-    lengths = []
-    for pair in pairs:
-        prompt, response, correction = pair["prompt_ids"], pair["response_ids"], pair["correction_ids"]
-        n_common = common_prefix_length(response, correction)
-        lengths.append(max(len(prompt) + len(response) + len(correction) - n_common - 1, 0))
-    rows, n_columns = _assign_rows(lengths, pad_to_multiple_of)
+    rows, n_columns = _assign_rows([packed_length(pair) for pair in pairs], pad_to_multiple_of)
     return len(rows), n_columns
 
 

@@ -8,6 +8,7 @@ update does not depend on how it is cut.
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,14 +47,14 @@ class MicroBatches(list):
     """
 
 
-def cut_by_tokens(n_tokens: Sequence[int], max_tokens: int, n_at_least: int = 1) -> list[list[int]]:
+def cut_by_tokens(n_tokens: Sequence[int], max_tokens: float, n_at_least: int = 1) -> list[list[int]]:
     """
     Cut rows into micro-batches: longest first, each filled while its padded size stays within the budget.
 
     Args:
         n_tokens (`Sequence[int]`):
             Length of each row in tokens.
-        max_tokens (`int`):
+        max_tokens (`float`):
             Most tokens of a micro-batch, padding included. A row that is longer is a micro-batch of its own.
         n_at_least (`int`, *optional*, defaults to `1`):
             Fewest micro-batches, at most as many as rows: all processes need equally many.
@@ -85,6 +86,7 @@ class MicroBatchTrainerMixin:
     `Trainer` divides by `current_gradient_accumulation_steps`.
     """
 
+    current_gradient_accumulation_steps = 1  # until `Trainer` says it, with the first update
     _max_tokens: int | None = None  # what "auto" found
     _recorded = ("_metrics",)  # what a step changes beside gradients: put back after rows that are only tried
 
@@ -130,21 +132,23 @@ class MicroBatchTrainerMixin:
         return setting is not None and (setting != "auto" or self.accelerator.device.type == "cuda")
 
     def _cut(
-        self, n_tokens: Sequence[int], collate: Callable[[list[int]], dict[str, Any]], n_steps: int
+        self,
+        n_tokens: Sequence[int],
+        collate: Callable[[list[int]], dict[str, Any]],
+        n_steps: int,
+        at_most: int | float = math.inf,
     ) -> list[MicroBatches]:
         """An update of this process for [`Trainer`]'s `n_steps` steps: empty ones, and the last with everything."""
-        groups = cut_by_tokens(n_tokens, self._max_tokens_now())
+        max_tokens = self._max_tokens if self.args.max_tokens_per_micro_batch == "auto" else None
+        max_tokens = min(at_most, max_tokens or self.args.max_tokens_per_micro_batch)
+        groups = cut_by_tokens(n_tokens, max_tokens)
         # Every micro-batch of a sharded or replicated model may be a collective: equally many on all processes
         counts = torch.tensor([[len(groups), len(n_tokens)]], device=self.accelerator.device)
         counts = self.accelerator.gather(counts).view(-1, 2)
         n_groups = min(int(counts[:, 0].max()), int(counts[:, 1].min()))
         if len(groups) != n_groups:
-            groups = cut_by_tokens(n_tokens, self._max_tokens_now(), n_groups)
+            groups = cut_by_tokens(n_tokens, max_tokens, n_groups)
         return [MicroBatches() for _ in range(n_steps - 1)] + [MicroBatches(collate(group) for group in groups)]
-
-    def _max_tokens_now(self) -> int:
-        setting = self.args.max_tokens_per_micro_batch
-        return self._max_tokens if setting == "auto" else setting
 
     def _find_max_tokens(self, probe: Callable[[int], tuple[dict[str, Any], int]], n_rows: int):
         """

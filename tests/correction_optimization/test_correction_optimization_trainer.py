@@ -874,3 +874,75 @@ def test_overridden_methods_of_trl_still_exist():
     }
     documented = set(expected) | {"evaluate", "train", "_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"}
     assert overridden <= documented, overridden - documented
+
+
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("shared_prefix", [True, False])
+def test_an_update_is_the_same_however_it_is_cut_by_tokens(
+    make_trainer, plain_pairs, budget, accumulation, shared_prefix
+):
+    def train(max_tokens):
+        trainer = make_trainer(
+            plain_pairs, max_tokens_per_micro_batch=max_tokens, shared_prefix=shared_prefix, optim="sgd",
+            learning_rate=1e-3, max_grad_norm=0.0, per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation, eval_dataset=plain_pairs.select(range(6)),
+        )  # fmt: skip
+        trainer.train()
+        trainer.evaluate()
+        return trainer
+
+    by_rows, by_tokens = train(None), train(budget)
+    # Differences of sums of log-probs around -150, in float32
+    for key in ("loss", "logps/response", "kl", "margins/mean", "num_tokens", "eval_loss"):
+        expected = [entry[key] for entry in by_rows.state.log_history if key in entry]
+        assert [entry[key] for entry in by_tokens.state.log_history if key in entry] == pytest.approx(
+            expected, abs=1e-4, rel=1e-5
+        ), key
+    expected = dict(by_rows.model.named_parameters())
+    for name, value in by_tokens.model.named_parameters():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_resumed_on_policy_run_that_is_cut_by_tokens_is_the_run_that_was_not_killed(
+    make_trainer, plain_prompts, teacher, tmp_path, max_staleness
+):
+    def train(checkpoint=None):
+        trainer = make_trainer(
+            plain_prompts, teacher=teacher, max_tokens_per_micro_batch=100, max_staleness=max_staleness, max_steps=6,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="steps", save_steps=2,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return dict(trainer.model.named_parameters())
+
+    whole = train()
+    for name, value in train(str(tmp_path / "run" / "checkpoint-2")).items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_trying_a_size_leaves_no_trace(make_trainer, plain_pairs, plain_prompts, teacher, on_policy):
+    data = {"teacher": teacher} if on_policy else {}
+    dataset = plain_prompts if on_policy else plain_pairs
+    tried, untried = (make_trainer(dataset, max_tokens_per_micro_batch=200, **data) for _ in range(2))
+    sizes = []
+
+    def find(probe, n_rows):
+        batch, size = probe(3)
+        sizes.append(size)
+        tried._probe_step({key: value for key, value in batch.items()})
+
+    tried._find_max_tokens = find
+    tried.train()
+    untried.train()
+    expected = dict(untried.model.named_parameters())
+    for name, value in tried.model.named_parameters():
+        assert torch.equal(value, expected[name])
+    times = ("train_", "time/")
+    logs = [
+        [{k: v for k, v in entry.items() if not k.startswith(times)} for entry in trainer.state.log_history]
+        for trainer in (tried, untried)
+    ]
+    assert logs[0] == logs[1]
+    assert len(sizes) == 4 and min(sizes) > 0
