@@ -18,13 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.evaluation import evaluate_attempts, evaluate_traces
-from correction_trl.inference._gated_revision import gated_revision, samples_agree
-from correction_trl.inference._intrinsic import intrinsic
-from correction_trl.inference.best_of_n import best_of_n_oracle
-from correction_trl.inference.chat import LocalChat
-from correction_trl.inference.resample import resample
-from correction_trl.inference.self_consistency import self_consistency
-from correction_trl.inference.strategy import Problem, run
+from correction_trl.inference import (
+    LocalChat,
+    Problem,
+    best_of_n,
+    gated_revision,
+    intrinsic,
+    resample,
+    run,
+    samples_agree,
+    self_consistency,
+)
 from correction_trl.reporting import installed_versions
 
 
@@ -72,7 +76,7 @@ def main():
             partial(intrinsic, instruction=INSTRUCTION),
             partial(gated_revision, check=samples_agree, instruction=INSTRUCTION),
             partial(self_consistency, samples=2),
-            partial(best_of_n_oracle, value_function=exact_match, samples=2),
+            partial(best_of_n, value_function=exact_match, samples=2),
             resample,
         ]
         rows = [

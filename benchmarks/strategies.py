@@ -22,12 +22,16 @@ from trl import SFTConfig, SFTTrainer
 
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.evaluation import evaluate_traces
-from correction_trl.inference._gated_revision import gated_revision
-from correction_trl.inference._intrinsic import intrinsic
-from correction_trl.inference._proco import proco, verify_by_key_condition
-from correction_trl.inference.answers import whole_text
-from correction_trl.inference.chat import LocalChat
-from correction_trl.inference.strategy import Problem, run
+from correction_trl.inference import (
+    LocalChat,
+    Problem,
+    gated_revision,
+    intrinsic,
+    proco,
+    run,
+    verify_by_key_condition,
+    whole_text,
+)
 from correction_trl.reporting import command_line, installed_versions
 
 

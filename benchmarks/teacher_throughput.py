@@ -22,10 +22,8 @@ from pathlib import Path
 
 import aiohttp
 
+from correction_trl.teachers import CorrectionStore, ServerTeacher, collect
 from correction_trl.teachers.base import items_of
-from correction_trl.teachers.collection import collect
-from correction_trl.teachers.server import ServerTeacher
-from correction_trl.teachers.store import CorrectionStore
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -38,14 +38,13 @@ def import_function(path: str, setting: str) -> Callable:
     if not module_name or not function_name:
         raise BadInput(f"`{setting}={path!r}` is not of the form 'package.module:function'.")
     try:
-        module = importlib.import_module(module_name)
+        return getattr(importlib.import_module(module_name), function_name)
     except ModuleNotFoundError as error:
         raise BadInput(
             f"`{setting}={path!r}`: there is no module {error.name!r}; is its folder on PYTHONPATH?"
         ) from error
-    if function_name not in vars(module):
-        raise BadInput(f"`{setting}={path!r}`: the module {module_name!r} has no {function_name!r}.")
-    return vars(module)[function_name]
+    except AttributeError as error:
+        raise BadInput(f"`{setting}={path!r}`: the module {module_name!r} has no {function_name!r}.") from error
 
 
 def call_teacher(

@@ -74,12 +74,12 @@ def main(script_args, teacher_args, model_args):
     from correction_trl.functions import import_function
     from correction_trl.recipe import as_dict, check_folders, check_push, load_split, public_name, push_folder
     from correction_trl.reporting import write_dataset, write_metrics
+    from correction_trl.teachers import CorrectionStore, collect, correction_key
     from correction_trl.teachers.arguments import make_teacher
     from correction_trl.teachers.base import as_teacher
-    from correction_trl.teachers.collection import collect, improves
+    from correction_trl.teachers.collection import improves
     from correction_trl.teachers.console import ProgressLine, print_collection
     from correction_trl.teachers.sampled_responses import sampled_responses
-    from correction_trl.teachers.store import CorrectionStore, correction_key
 
     output_dir = Path(script_args.output_dir)
     check_folders(output_dir, None)
@@ -179,7 +179,7 @@ def _with_text_responses(dataset):
 
 def _ask_people(store, rows, script_args, correction_key):
     """Keys of all items, when the people have answered; `None` if the items were only written for another tool."""
-    from correction_trl.teachers.annotation_files import read_annotations, write_argilla, write_jsonl
+    from correction_trl.teachers import ask_people, read_annotations, write_argilla, write_jsonl
 
     items = [
         {
@@ -201,9 +201,7 @@ def _ask_people(store, rows, script_args, correction_key):
         answers = read_annotations(script_args.import_answers)
         print(f"{store.add(answers)} of {len(answers)} answers in {script_args.import_answers} are new.")
     else:
-        from correction_trl.teachers.human import collect
-
-        collect(store, items, port=script_args.port, open_browser=script_args.open_browser)
+        ask_people(store, items, port=script_args.port, open_browser=script_args.open_browser)
     return [item["key"] for item in items]
 
 

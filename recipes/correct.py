@@ -86,7 +86,7 @@ def main(args):
     from correction_trl.carry_addition import embedded_path
     from correction_trl.errors import BadInput
     from correction_trl.functions import import_function
-    from correction_trl.inference.iterative import correct_iteratively
+    from correction_trl.inference import correct_iteratively
     from correction_trl.policy.corrector_prompt import template_of
     from correction_trl.policy.generation import generate_completions, sampling_config
     from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt

@@ -43,8 +43,8 @@ def main(script_args, teacher_args, training_args, model_args):
     from correction_trl.data_utils import PROMPTS, dataset_kind
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_corrections
+    from correction_trl.teachers import StoringTeacher
     from correction_trl.teachers.arguments import make_teacher
-    from correction_trl.teachers.collection import StoringTeacher
 
     if teacher_args.teacher == "human":
         raise BadInput("People cannot keep pace with a training; collect with recipes/collect_corrections.py first.")

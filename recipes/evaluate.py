@@ -27,17 +27,17 @@ from pathlib import Path
 QUICKSTART = Path(__file__).parent / "configs" / "evaluate" / "quickstart.yaml"
 
 STRATEGIES = {
-    "intrinsic": "correction_trl.inference._intrinsic:intrinsic",
-    "self_refine": "correction_trl.inference._self_refine:self_refine",
-    "gated_revision": "correction_trl.inference._gated_revision:gated_revision",
-    "proco": "correction_trl.inference._proco:proco",
-    "self_checking": "correction_trl.inference._self_checking:self_checking",
-    "with_corrector": "correction_trl.inference._with_corrector:with_corrector",
+    "intrinsic": "correction_trl.inference:intrinsic",
+    "self_refine": "correction_trl.inference:self_refine",
+    "gated_revision": "correction_trl.inference:gated_revision",
+    "proco": "correction_trl.inference:proco",
+    "self_checking": "correction_trl.inference:self_checking",
+    "with_corrector": "correction_trl.inference:with_corrector",
 }
 CONTROLS = {
-    "self_consistency": "correction_trl.inference.self_consistency:self_consistency",
-    "best_of_n_oracle": "correction_trl.inference.best_of_n:best_of_n_oracle",
-    "resample": "correction_trl.inference.resample:resample",
+    "self_consistency": "correction_trl.inference:self_consistency",
+    "best_of_n_oracle": "correction_trl.inference:best_of_n",
+    "resample": "correction_trl.inference:resample",
 }
 # A run with other settings starts anew; the traces of the earlier one stay
 WHAT_TRACES_DEPEND_ON = (
@@ -91,7 +91,7 @@ class EvaluateArguments:
     turns: int = field(default=2, metadata={"help": "Attempts of each strategy; samples of each control."})
     instruction: str | None = field(default=None, metadata={"help": "Asks for the next attempt; default: SCoRe's."})
     check: str = field(
-        default="correction_trl.inference._gated_revision:ask_whether_right",
+        default="correction_trl.inference:ask_whether_right",
         metadata={"help": "`module:function` that decides, for `gated_revision`, whether to revise."},
     )
     corrector: str | None = field(default=None, metadata={"help": "Trained corrector, for `with_corrector`."})
@@ -119,13 +119,18 @@ def main(args, model_args):
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_traces
     from correction_trl.functions import call_value_function, import_function
-    from correction_trl.inference._solve import solve
-    from correction_trl.inference._with_corrector import Corrector
-    from correction_trl.inference.answers import whole_text
-    from correction_trl.inference.chat import LocalChat, load_model
-    from correction_trl.inference.server_chat import ServerChat
-    from correction_trl.inference.strategy import Problem, bind_settings
-    from correction_trl.inference.trace_store import TraceStore, model_version
+    from correction_trl.inference import (
+        Corrector,
+        LocalChat,
+        Problem,
+        ServerChat,
+        TraceStore,
+        load_model,
+        solve,
+        whole_text,
+    )
+    from correction_trl.inference.strategy import bind_settings
+    from correction_trl.inference.trace_store import model_version
     from correction_trl.policy.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
     from correction_trl.recipe import as_dict, check_folders, load_split, public_name, with_prompts
     from correction_trl.reporting import write_evaluation

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from correction_trl.inference.chat import Conversation
+from correction_trl.inference import Conversation
 
 
 class ScriptedChat:

@@ -59,7 +59,7 @@ POOL_FILE = "pair_pool.parquet"
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from correction_trl.policy.corrector_prompt import template_of
-from correction_trl.inference.iterative import correct_iteratively
+from correction_trl.inference import correct_iteratively
 
 name = "{name}"
 model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)

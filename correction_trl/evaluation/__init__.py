@@ -1,7 +1,8 @@
 """What a policy, a corrector or a strategy is worth, on problems that it was not trained on."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..faces import lazy_face
 
 
 # Public name -> module. Loaded on first use: most of it needs torch.
@@ -16,19 +17,11 @@ _PUBLIC = {
 
 __all__ = [*_PUBLIC]
 
+__getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
+
 if TYPE_CHECKING:
     from .attacks import attack_success  # noqa: F401
     from .attempts import evaluate_attempts  # noqa: F401
     from .corrections import evaluate_corrections  # noqa: F401
     from .corrector import evaluate_corrector  # noqa: F401
     from .evaluate import Evaluation, evaluate_traces  # noqa: F401
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-
-
-def __dir__():
-    return sorted(__all__)

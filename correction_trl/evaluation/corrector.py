@@ -66,7 +66,7 @@ def evaluate_corrector(
         temperature (`float`, *optional*, defaults to `0.0`):
             Of the first responses; 0 is greedy decoding. Corrections are greedy.
         message_template (`str` or `Path`, *optional*):
-            See [`~correction_trl.inference.iterative.correct_iteratively`].
+            See [`~correction_trl.inference.correct_iteratively`].
         max_completion_length (`int`, *optional*, defaults to `256`):
             Most tokens of a response and of a correction.
         batch_size (`int`, *optional*, defaults to `64`):

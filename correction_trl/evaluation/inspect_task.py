@@ -40,7 +40,7 @@ def self_correction(
     instruction: str = SELF_CORRECTION_INSTRUCTION,
     turns: int = 2,
     correct_threshold: float = 1.0,
-    extract_answer: str = "correction_trl.inference.answers:whole_text",
+    extract_answer: str = "correction_trl.inference:whole_text",
     temperature: float = 0.0,
     max_tokens: int | None = None,
 ) -> Task:

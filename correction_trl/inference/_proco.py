@@ -164,7 +164,7 @@ def verify_by_key_condition(
     proposition: str | None = PROPOSITION,
 ) -> Generator[Any, Any, bool | None]:
     """
-    ProCo's verification as a check for [`~inference.gated_revision.gated_revision`].
+    ProCo's verification as a check for [`~inference.gated_revision`].
 
     Args:
         chat, trace, problem, response, talk:

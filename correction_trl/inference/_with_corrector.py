@@ -20,7 +20,7 @@ class Corrector:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         **settings:
-            Of [`~inference.iterative.correct_iteratively`]: `max_corrections`, `feedback_function`, `temperature`, ...
+            Of [`~inference.correct_iteratively`]: `max_corrections`, `feedback_function`, `temperature`, ...
     """
 
     temperature = 0.0  # of `settings`, for each correction; what a conversation asks for does not count

@@ -1,6 +1,6 @@
 """Talking to a model: conversations that grow by a message and a reply at a time, answered in batches.
 
-[`LocalChat`] holds a model in this process; [`~inference.server_chat.ServerChat`] asks a server. A strategy
+[`LocalChat`] holds a model in this process; [`~inference.ServerChat`] asks a server. A strategy
 (`strategy.py`) does not see the difference.
 """
 
@@ -144,7 +144,7 @@ class LocalChat:
     Example:
 
     ```python
-    from correction_trl.inference.chat import Conversation, LocalChat
+    from correction_trl.inference import Conversation, LocalChat
 
     chat = LocalChat(model, tokenizer, max_tokens=16)
     talk = Conversation(chat, [{"role": "user", "content": "188597027936 + 192071902361 ="}])

@@ -15,7 +15,7 @@ from .chat import Conversation
 class ServerChat:
     """
     A model behind an OpenAI-compatible server (vLLM, `transformers serve`, llama.cpp, ...). Retries, waiting, time
-    limits and what ends a run are those of [`~teachers.server.ServerTeacher`].
+    limits and what ends a run are those of [`~teachers.ServerTeacher`].
 
     What differs from a local model: the server renders the conversation with its own chat template, which may leave
     the reasoning of earlier turns out; and plain prompts become a user's message. Tokens are counted as the server
@@ -33,7 +33,7 @@ class ServerChat:
         concurrency (`int`, *optional*, defaults to `32`):
             Most requests at a time.
         **client:
-            Further arguments of [`~teachers.server.ServerTeacher`]: `timeout`, `retries`, `first_pause`,
+            Further arguments of [`~teachers.ServerTeacher`]: `timeout`, `retries`, `first_pause`,
             `api_key_variable`, `extra_body`.
 
     Raises:

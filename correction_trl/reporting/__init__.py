@@ -1,7 +1,8 @@
 """What a run leaves behind for its reader: numbers, pictures and cards."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..faces import lazy_face
 
 
 # Public name -> module. Loaded on first use: drawing needs matplotlib.
@@ -28,6 +29,8 @@ _PUBLIC = {
 
 __all__ = [*_PUBLIC]
 
+__getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
+
 if TYPE_CHECKING:
     from .corrections_dataset import write_dataset  # noqa: F401
     from .edits import examples_markdown, plot_examples  # noqa: F401
@@ -44,13 +47,3 @@ if TYPE_CHECKING:
     from .run_metrics import installed_versions, print_summary, write_metrics  # noqa: F401
     from .run_report import write_report  # noqa: F401
     from .strategies_report import write_evaluation  # noqa: F401
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-
-
-def __dir__():
-    return sorted(__all__)

@@ -12,7 +12,7 @@ from jinja2 import Environment
 from ..data_utils import to_preference_columns
 from ..errors import BadInput
 from ..evaluation.metrics import edit_ratio, summarize
-from ..teachers.prompting import TEMPLATES, CorrectionPrompt
+from ..teachers.prompting import TEMPLATES, TeacherPrompt
 from ..teachers.store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE, Correction, to_dataset
 from .edits import examples_markdown, plot_examples
 from .plots import plot_edit_distribution
@@ -25,7 +25,7 @@ def write_dataset(
     folder: Path,
     teacher: str,
     responses_by: str = "a language model",
-    prompt: CorrectionPrompt | None = None,
+    prompt: TeacherPrompt | None = None,
     kept: Sequence[bool] | None = None,
     hub_dataset_id: str | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def write_dataset(
             Who corrected, for the card.
         responses_by (`str`, *optional*, defaults to `"a language model"`):
             Who wrote the responses.
-        prompt ([`CorrectionPrompt`], *optional*):
+        prompt ([`TeacherPrompt`], *optional*):
             What the teacher was asked.
         kept (`Sequence[bool]`, *optional*):
             For each record, whether a verification lets it pass. By default all do.

@@ -7,8 +7,9 @@ ready ones under lower-case names, for settings that name a function:
 `correction_trl.rewards.final_answer:gsm8k_accuracy`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..faces import lazy_face
 
 
 # Public name -> module. Loaded on first use: each module needs another library.
@@ -37,6 +38,8 @@ _PUBLIC = {
 
 __all__ = [*_PUBLIC]
 
+__getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
+
 if TYPE_CHECKING:
     from .answer_extraction import boxed_answer, find_answer, gsm8k_answer  # noqa: F401
     from .code_extraction import extract_code  # noqa: F401
@@ -48,13 +51,3 @@ if TYPE_CHECKING:
     from .math_program import MathProgram  # noqa: F401
     from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity  # noqa: F401
     from .toxicity import NonToxicity, WordListNonToxicity  # noqa: F401
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
-
-
-def __dir__():
-    return sorted(__all__)

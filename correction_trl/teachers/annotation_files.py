@@ -1,7 +1,7 @@
 """Responses out to, and corrections back from, people with an annotation tool of their own: JSONL, one object a line,
 and records as Argilla writes and reads them.
 
-    from correction_trl.teachers.annotation_files import read_annotations, write_argilla, write_jsonl
+    from correction_trl.teachers import read_annotations, write_argilla, write_jsonl
 
     write_jsonl(items, "to_correct.jsonl")      # or write_argilla(items, "to_correct.json")
     store.add(read_annotations("corrected.jsonl"))
@@ -41,7 +41,7 @@ def write_jsonl(items: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> 
     Args:
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, as
-            [`~correction_trl.teachers.human.collect`] takes them.
+            [`~correction_trl.teachers.ask_people`] takes them.
         path (`str` or `Path`):
             The file; must not exist.
 
@@ -66,7 +66,7 @@ def write_argilla(items: Sequence[Mapping[str, Any]], path: str | os.PathLike) -
     Args:
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, as
-            [`~correction_trl.teachers.human.collect`] takes them.
+            [`~correction_trl.teachers.ask_people`] takes them.
         path (`str` or `Path`):
             The file; must not exist.
 

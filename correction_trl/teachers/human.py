@@ -1,8 +1,8 @@
 """A person as teacher: a page on this machine on which people correct responses, one after another.
 
 `HumanCollection` decides who is shown which response and what becomes of an answer; it knows no browser. The page
-(`human_page.html`, `.css`, `.js`, and `human_page_diff.js` for the highlighted changes) shows it; `collect` opens the
-page and waits until everything is answered. An answer is on the disk before the next response is shown.
+(`human_page.html`, `.css`, `.js`, and `human_page_diff.js` for the highlighted changes) shows it; `ask_people` opens
+the page and waits until everything is answered. An answer is on the disk before the next response is shown.
 """
 
 import json
@@ -35,7 +35,7 @@ class HumanCollection:
     shows next. Several threads can call it, and several processes can work on the same store.
 
     Args:
-        store ([`~correction_trl.teachers.store.CorrectionStore`]):
+        store ([`~correction_trl.teachers.CorrectionStore`]):
             Where answers go. What it has answers to is not asked again; skips are.
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, in the order in which to
@@ -46,8 +46,7 @@ class HumanCollection:
     Example:
 
     ```python
-    from correction_trl.teachers.store import CorrectionStore, correction_key
-    from correction_trl.teachers.human import HumanCollection
+    from correction_trl.teachers import CorrectionStore, HumanCollection, correction_key
 
     key = correction_key("1 + 1 =", "3", teacher="human")
     with CorrectionStore("corrections.sqlite") as store:
@@ -342,7 +341,7 @@ class HumanCollection:
         }
 
 
-def collect(
+def ask_people(
     store: CorrectionStore,
     items: Sequence[Mapping[str, Any]],
     port: int | None = None,
@@ -356,7 +355,7 @@ def collect(
     anywhere. Everything is in the store when this returns.
 
     Args:
-        store ([`~correction_trl.teachers.store.CorrectionStore`]):
+        store ([`~correction_trl.teachers.CorrectionStore`]):
             Where answers go. What it has answers to is not asked again.
         items (`Sequence[dict]`):
             `{"key": str, "prompt": str | list[dict], "response": str, "columns": dict}` each, in the order in which to

@@ -18,7 +18,7 @@ from ..errors import BadInput
 from ..policy.generation import generate_completions, sampling_config
 from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
 from .base import Item, Keep, Teacher, batches
-from .prompting import CorrectionPrompt
+from .prompting import TeacherPrompt
 from .store import UNPARSABLE, Correction
 
 
@@ -43,7 +43,7 @@ class LocalTeacher(Teacher):
         model (`str`):
             Hub id or folder.
         template (`str`, *optional*, defaults to `"minimal_correction"`):
-            Correction prompt: see [`CorrectionPrompt`].
+            Correction prompt: see [`TeacherPrompt`].
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; `0.0` or `None`: greedy.
         top_p (`float`, *optional*):
@@ -78,7 +78,7 @@ class LocalTeacher(Teacher):
         super().__init__()
         self.name = f"local:{public_name(model, 'model')}"
         self.model_name = model
-        self.prompt = CorrectionPrompt(template)
+        self.prompt = TeacherPrompt(template)
         self.template_version = self.prompt.version
         sampling = {"temperature": temperature or 0.0, "top_p": top_p, "load_in_4bit": load_in_4bit or None}
         self.sampling = {name: value for name, value in sampling.items() if value is not None}
@@ -177,7 +177,7 @@ def read_reply(teacher: Teacher, item: Item, reply: str, n_prompt: int, n_reply:
 
     Args:
         teacher ([`Teacher`]):
-            Who replied; has a [`CorrectionPrompt`] `prompt`.
+            Who replied; has a [`TeacherPrompt`] `prompt`.
         item ([`Item`]):
             To what.
         reply (`str`):

@@ -10,7 +10,7 @@ from ..errors import BadInput
 from ..policy.tokenization import decode
 from .base import Item, Keep, Teacher
 from .local import read_reply, reply_prompt_ids
-from .prompting import CorrectionPrompt
+from .prompting import TeacherPrompt
 
 
 class PolicyTeacher(Teacher):
@@ -38,7 +38,7 @@ class PolicyTeacher(Teacher):
 
     Args:
         template (`str`, *optional*, defaults to `"policy_correction"`):
-            What it is asked: see [`CorrectionPrompt`]. The block `user` takes the place of the last message.
+            What it is asked: see [`TeacherPrompt`]. The block `user` takes the place of the last message.
         show_response (`bool`, *optional*, defaults to `False`):
             Show the response as well.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -58,7 +58,7 @@ class PolicyTeacher(Teacher):
         max_tokens: int | None = None,
     ):
         super().__init__()
-        self.prompt = CorrectionPrompt(template)
+        self.prompt = TeacherPrompt(template)
         self.template_version = self.prompt.version
         self.show_response = show_response
         self.sampling = {"temperature": temperature or 0.0, "show_response": show_response}

@@ -18,7 +18,7 @@ from .store import CORRECTED, UNCHANGED, UNPARSABLE
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
-class CorrectionPrompt:
+class TeacherPrompt:
     """
     A correction prompt: a Jinja file with the blocks `system` (optional) and `user`, and optionally a `reply_tag`.
 
@@ -27,7 +27,7 @@ class CorrectionPrompt:
     Example:
 
     ```python
-    >>> prompt = CorrectionPrompt()
+    >>> prompt = TeacherPrompt()
     >>> prompt.messages({"prompt": "1 + 1 =", "response": "3"})[0]["role"]
     'system'
     >>> prompt.read("<corrected_response>2</corrected_response>", response="3")

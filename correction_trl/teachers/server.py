@@ -23,7 +23,7 @@ import aiohttp
 
 from ..errors import BadInput, TeacherFailed
 from .base import Item, Keep, Teacher
-from .prompting import CorrectionPrompt
+from .prompting import TeacherPrompt
 from .store import FAILED, UNPARSABLE, Correction
 
 
@@ -61,7 +61,7 @@ class ServerTeacher(Teacher):
         base_url (`str`, *optional*, defaults to `"http://localhost:8000/v1"`):
             Address up to, and without, `/chat/completions`.
         template (`str`, *optional*, defaults to `"minimal_correction"`):
-            Correction prompt: see [`CorrectionPrompt`].
+            Correction prompt: see [`TeacherPrompt`].
         temperature (`float`, *optional*, defaults to `0.0`):
             Sampling temperature; `None` leaves it to the server.
         top_p (`float`, *optional*):
@@ -132,7 +132,7 @@ class ServerTeacher(Teacher):
             )
         self.name = f"server:{model}"
         self.model, self.base_url = model, base_url.rstrip("/")
-        self.prompt = CorrectionPrompt(template)
+        self.prompt = TeacherPrompt(template)
         self.template_version = self.prompt.version
         sampling = {"temperature": temperature, "top_p": top_p, **(extra_body or {})}
         limits = {"max_tokens": max_tokens, "max_completion_tokens": None}

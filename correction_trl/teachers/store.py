@@ -163,7 +163,7 @@ class CorrectionStore:
     Example:
 
     ```python
-    from correction_trl.teachers.store import Correction, CorrectionStore, correction_key
+    from correction_trl.teachers import Correction, CorrectionStore, correction_key
 
     with CorrectionStore("corrections.sqlite") as store:
         key = correction_key("1 + 1 =", "3", teacher="me")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from correction_trl.evaluation import evaluate_attempts, evaluate_traces
 from correction_trl.evaluation.metrics import attempt_metrics, self_correction_metrics, summarize_ratio
-from correction_trl.inference.strategy import Trace
+from correction_trl.inference import Trace
 
 
 LIMIT = 6

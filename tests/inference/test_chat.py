@@ -10,12 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.errors import BadInput, TeacherFailed
 from correction_trl.evaluation import evaluate_attempts, evaluate_traces
-from correction_trl.inference._gated_revision import gated_revision
-from correction_trl.inference._intrinsic import intrinsic
-from correction_trl.inference.chat import Conversation, LocalChat
-from correction_trl.inference.self_consistency import self_consistency
-from correction_trl.inference.server_chat import ServerChat
-from correction_trl.inference.strategy import Problem, Trace, run
+from correction_trl.inference import (
+    Conversation,
+    LocalChat,
+    Problem,
+    ServerChat,
+    Trace,
+    gated_revision,
+    intrinsic,
+    run,
+    self_consistency,
+)
 
 
 KEY = "sk-standin-key-that-must-never-be-shown-0123456789"

@@ -4,8 +4,7 @@ import pytest
 from helpers import build_model
 
 from correction_trl.errors import BadInput
-from correction_trl.inference import iterative
-from correction_trl.inference.iterative import correct_iteratively
+from correction_trl.inference import correct_iteratively, iterative
 
 
 @pytest.fixture

@@ -8,19 +8,9 @@ import pytest
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
-from correction_trl.inference._gated_revision import gated_revision
-from correction_trl.inference._proco import (
-    EXCLUDE,
-    IDENTIFY,
-    PROPOSITION,
-    VERIFY,
-    proco,
-    read_prediction,
-    same_phrase,
-    verify_by_key_condition,
-)
+from correction_trl.inference import Problem, gated_revision, proco, run, verify_by_key_condition
+from correction_trl.inference._proco import EXCLUDE, IDENTIFY, PROPOSITION, VERIFY, read_prediction, same_phrase
 from correction_trl.inference.key_conditions import key_condition
-from correction_trl.inference.strategy import Problem, run
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

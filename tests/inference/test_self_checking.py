@@ -9,15 +9,16 @@ from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
 from correction_trl.evaluation import attack_success
-from correction_trl.inference._self_checking import (
-    CHECK,
+from correction_trl.inference import (
+    Problem,
     checked_dialogues,
     load_dialogues,
+    run,
     save_dialogues,
     self_checking,
     self_checking_backup,
 )
-from correction_trl.inference.strategy import Problem, run
+from correction_trl.inference._self_checking import CHECK
 from correction_trl.rewards.harmlessness import Harmlessness, refusal, refuses
 
 

@@ -5,14 +5,25 @@ from functools import partial
 import pytest
 from scripted_chat import ScriptedChat
 
-from correction_trl.inference._gated_revision import ask_whether_right, gated_revision, read_verdict, samples_agree
-from correction_trl.inference._intrinsic import intrinsic
-from correction_trl.inference._self_refine import FEEDBACK, REFINE, STOP_PHRASE, self_refine
-from correction_trl.inference.answers import final_answer, last_number, multiple_choice, whole_text
-from correction_trl.inference.best_of_n import best_of_n_oracle
-from correction_trl.inference.resample import resample
-from correction_trl.inference.self_consistency import self_consistency
-from correction_trl.inference.strategy import Problem, Trace, run
+from correction_trl.inference import (
+    Problem,
+    Trace,
+    ask_whether_right,
+    best_of_n,
+    final_answer,
+    gated_revision,
+    intrinsic,
+    last_number,
+    multiple_choice,
+    resample,
+    run,
+    samples_agree,
+    self_consistency,
+    self_refine,
+    whole_text,
+)
+from correction_trl.inference._gated_revision import read_verdict
+from correction_trl.inference._self_refine import FEEDBACK, REFINE, STOP_PHRASE
 from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
 
 
@@ -154,7 +165,7 @@ class TestControls:
             return [None if c[0]["content"] == "?" else float(c[0]["content"] == a) for c, a in
                     zip(completions, answer, strict=True)]  # fmt: skip
 
-        chat, trace = play(best_of_n_oracle, ["?", "5", "4", "4"], samples=4, value_function=value)
+        chat, trace = play(best_of_n, ["?", "5", "4", "4"], samples=4, value_function=value)
         assert chat.asked == [said()] * 4 and chat.options == [(0.7, 64)] * 4
         assert seen == [([QUESTION] * 4, ["?", "5", "4", "4"], ["4"] * 4)]
         assert trace.responses == ["?", "5", "4", "4"] and trace.tokens == [1] * 4
@@ -175,7 +186,7 @@ class TestControls:
         for strategy in (intrinsic, self_refine, gated_revision, self_consistency, resample):
             play(strategy, lambda messages: "WRONG", problem)
         with pytest.raises((AssertionError, TypeError)):
-            play(best_of_n_oracle, lambda messages: "4", problem, value_function=lambda **_: [1.0] * 2)
+            play(best_of_n, lambda messages: "4", problem, value_function=lambda **_: [1.0] * 2)
 
 
 class TestRun:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from correction_trl.errors import BadInput
-from correction_trl.inference.strategy import Trace
-from correction_trl.inference.trace_store import TraceStore, model_version, trace_key
+from correction_trl.inference import Trace, TraceStore
+from correction_trl.inference.trace_store import model_version, trace_key
 
 
 def trace(text):

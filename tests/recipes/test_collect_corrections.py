@@ -15,9 +15,9 @@ from rich.console import Console
 
 from correction_trl.data_utils import check_dataset
 from correction_trl.recipe import run
-from correction_trl.teachers.collection import Progress
+from correction_trl.teachers import Correction, CorrectionStore, Progress
 from correction_trl.teachers.console import ProgressLine, progress_text
-from correction_trl.teachers.store import STATUSES, Correction, CorrectionStore
+from correction_trl.teachers.store import STATUSES
 
 
 pytestmark = pytest.mark.slow
@@ -187,7 +187,7 @@ def test_the_page_is_opened_for_people(collect, responses, monkeypatch):
         item = items[3]
         store.add([Correction(item["key"], item["prompt"], item["response"], "r", teacher="human", annotator="Ann")])
 
-    monkeypatch.setattr(human, "collect", somebody)
+    monkeypatch.setattr(human, "ask_people", somebody)
     out = collect("--teacher", "human", "--dataset_name", responses, "--port", "7000", "--open_browser", "false")
     assert load_dataset(str(out / "dataset"), split="train")["prompt"][:] == ["item 3"]
 

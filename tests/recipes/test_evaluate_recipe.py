@@ -151,7 +151,7 @@ def test_strategies_checks_and_their_settings(launch, asked):
         config=(
             "strategies: [gated_revision, self_refine, with_corrector, intrinsic]\n"
             "controls: false\nmax_completion_length: 14\nbatch_size: 64\nturns: 3\n"
-            "check: correction_trl.inference._gated_revision:samples_agree\n"
+            "check: correction_trl.inference:samples_agree\n"
             f"corrector: {embedded_path('tiny-carry-chat')}\n"
             "instruction: There might be an error in the answer above. Please correct it.\n"
             "strategy_settings:\n  check: {samples: 2, share: 0.5, temperature: 1.2}\n  self_refine: {rounds: 1}\n"

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 from correction_trl.evaluation import evaluate_traces
-from correction_trl.inference.strategy import Trace
+from correction_trl.inference import Trace
 from correction_trl.reporting.strategies_report import (
     against,
     card_section,

@@ -6,9 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from correction_trl.errors import BadInput
-from correction_trl.teachers.annotation_files import read_annotations, write_argilla, write_jsonl
-from correction_trl.teachers.human import HumanCollection
-from correction_trl.teachers.store import CORRECTED, SKIPPED, UNCHANGED, CorrectionStore, correction_key
+from correction_trl.teachers import (
+    CorrectionStore,
+    HumanCollection,
+    correction_key,
+    read_annotations,
+    write_argilla,
+    write_jsonl,
+)
+from correction_trl.teachers.store import CORRECTED, SKIPPED, UNCHANGED
 
 
 def item(prompt, response, **columns):

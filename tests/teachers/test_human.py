@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from correction_trl.errors import BadInput
-from correction_trl.teachers import human
-from correction_trl.teachers.human import HumanCollection, _with_line_ends_of, collect
-from correction_trl.teachers.store import CORRECTED, SKIPPED, UNCHANGED, CorrectionStore, correction_key
+from correction_trl.teachers import CorrectionStore, HumanCollection, ask_people, correction_key, human
+from correction_trl.teachers.human import _with_line_ends_of
+from correction_trl.teachers.store import CORRECTED, SKIPPED, UNCHANGED
 
 
 def item(prompt, response, **columns):
@@ -321,13 +321,13 @@ def test_nothing_is_opened_when_everything_is_answered(store, monkeypatch):
     items = sums(2)
     HumanCollection(store, items).right("ann", items[0]["key"])
     HumanCollection(store, items).right("ann", items[1]["key"])
-    collect(store, items)
+    ask_people(store, items)
 
 
 def test_without_gradio_one_sentence_says_how_to_get_it(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(BadInput, match=r"pip install 'correction-trl\[human\]'") as caught:
-        collect(store, sums(1))
+        ask_people(store, sums(1))
     assert "\n" not in str(caught.value)
 
 
@@ -389,7 +389,7 @@ def test_a_port_that_is_taken_is_named(store):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(BadInput, match=f"127.0.0.1:{port} .*name another port"):
-            collect(store, sums(1), port=port, open_browser=False)
+            ask_people(store, sums(1), port=port, open_browser=False)
 
 
 def test_ctrl_c_ends_the_collection_in_order(store, capsys):
@@ -399,7 +399,7 @@ def test_ctrl_c_ends_the_collection_in_order(store, capsys):
     try:
         waiting = threading.Timer(3, _thread.interrupt_main)
         waiting.start()
-        collect(store, sums(2), open_browser=False)
+        ask_people(store, sums(2), open_browser=False)
         waiting.join()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -697,12 +697,11 @@ def test_a_store_that_fails_is_told_and_nothing_typed_is_lost(serve, visit, stor
 
 PROGRAM = """
 import sys
-from correction_trl.teachers.store import CorrectionStore, correction_key
-from correction_trl.teachers.human import collect
+from correction_trl.teachers import CorrectionStore, ask_people, correction_key
 items = [{"key": correction_key(f"{i} + 1 =", str(i), teacher="human"), "prompt": f"{i} + 1 =", "response": str(i),
           "columns": {}} for i in range(3)]
 with CorrectionStore(sys.argv[1]) as store:
-    collect(store, items, port=int(sys.argv[2]), open_browser=False)
+    ask_people(store, items, port=int(sys.argv[2]), open_browser=False)
 """
 
 

@@ -17,9 +17,7 @@ import pytest
 from misbehaving_server import FAULTS, plan, running
 
 from correction_trl.errors import BadInput, TeacherFailed
-from correction_trl.teachers.collection import StoringTeacher, collect
-from correction_trl.teachers.server import ServerTeacher
-from correction_trl.teachers.store import CorrectionStore
+from correction_trl.teachers import CorrectionStore, ServerTeacher, StoringTeacher, collect
 
 
 KEY = "sk-standin-key-that-must-never-be-shown-0123456789"

@@ -14,14 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from correction_trl.errors import BadInput
-from correction_trl.teachers.store import (
-    STATUSES,
-    Correction,
-    CorrectionStore,
-    correction_key,
-    main,
-    rescue,
-)
+from correction_trl.teachers import Correction, CorrectionStore, correction_key
+from correction_trl.teachers.store import STATUSES, main, rescue
 
 
 def record(i=0, **values):
@@ -213,7 +207,7 @@ def test_a_claim_ends_with_its_process(path):
 
 KILLED = """
 import sys
-from correction_trl.teachers.store import Correction, CorrectionStore, correction_key
+from correction_trl.teachers import Correction, CorrectionStore, correction_key
 
 store = CorrectionStore(sys.argv[1])
 for i in range(int(sys.argv[2]), 10**6):
@@ -259,7 +253,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_stored(store, path):
 
 FULL = """
 import resource, signal, sys
-from correction_trl.teachers.store import Correction, CorrectionStore, correction_key
+from correction_trl.teachers import Correction, CorrectionStore, correction_key
 from correction_trl.errors import BadInput
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

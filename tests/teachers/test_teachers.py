@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from correction_trl.errors import BadInput, TeacherFailed
+from correction_trl.teachers import (
+    CorrectionStore,
+    FunctionTeacher,
+    LocalTeacher,
+    PolicyTeacher,
+    ServerTeacher,
+    StoredTeacher,
+    TeacherPrompt,
+    collect,
+)
 from correction_trl.teachers.arguments import TeacherArguments, make_teacher
-from correction_trl.teachers.base import FunctionTeacher
-from correction_trl.teachers.collection import collect, improves
-from correction_trl.teachers.local import LocalTeacher
-from correction_trl.teachers.policy import PolicyTeacher
-from correction_trl.teachers.prompting import CorrectionPrompt, without_thinking, written_out
-from correction_trl.teachers.server import ServerTeacher
-from correction_trl.teachers.store import CorrectionStore
-from correction_trl.teachers.stored import StoredTeacher
+from correction_trl.teachers.collection import improves
+from correction_trl.teachers.prompting import without_thinking, written_out
 
 
 CORRECTED = "<corrected_response>{}</corrected_response>"
@@ -28,7 +32,7 @@ CORRECTED = "<corrected_response>{}</corrected_response>"
 
 
 def test_the_prompt_shows_the_task_the_response_and_what_the_row_has():
-    prompt = CorrectionPrompt()
+    prompt = TeacherPrompt()
     system, user = prompt.messages({"prompt": "What is 1 + 1?", "response": "It is 3.", "answer": "2", "other": "x"})
     assert system["role"] == "system" and user["role"] == "user"
     assert all(text in user["content"] for text in ("What is 1 + 1?", "It is 3.", "<answer>\n2\n</answer>"))
@@ -48,14 +52,14 @@ def test_a_template_of_ones_own_has_its_version_columns_and_tag(tmp_path):
     file.write_text(
         "{% set reply_tag = 'fixed' %}{% block user %}{{ prompt }}|{{ response }}|{{ hint }}{% endblock %}"
     )
-    prompt = CorrectionPrompt(file)
+    prompt = TeacherPrompt(file)
     assert prompt.messages({"prompt": "p", "response": "{{ r }}", "hint": "h"}) == [
         {"role": "user", "content": "p|{{ r }}|h"}  # what is filled in is no template
     ]
     assert prompt.columns == {"hint"} and prompt.read("<fixed>a</fixed>", "b") == ("corrected", "a", None)
     version = prompt.version
     file.write_text(file.read_text() + "\n")
-    assert CorrectionPrompt(file).version != version
+    assert TeacherPrompt(file).version != version
     with pytest.raises(BadInput, match="'hint' is undefined; the row has the columns prompt, response"):
         prompt.messages({"prompt": "p", "response": "r"})
 
@@ -72,7 +76,7 @@ def test_a_template_that_cannot_work_is_told(tmp_path, text, sentence):
     file = tmp_path / "mine.jinja"
     file.write_text(text)
     with pytest.raises(BadInput, match=sentence):
-        CorrectionPrompt(file).messages({"prompt": "p", "response": "r"})
+        TeacherPrompt(file).messages({"prompt": "p", "response": "r"})
 
 
 # ---------------------------------------------------------------------------------------------- how a reply is read
@@ -99,7 +103,7 @@ def test_a_template_that_cannot_work_is_told(tmp_path, text, sentence):
     ],
 )
 def test_a_reply_is_read_strictly(reply, status, correction):
-    found = CorrectionPrompt().read(reply, "3")
+    found = TeacherPrompt().read(reply, "3")
     assert found[:2] == (status, correction)
     assert (found[2] is None) == (status != "unparsable")
 
@@ -109,7 +113,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"
 
 @given(response=WORDS, text=WORDS, thoughts=WORDS)
 def test_only_white_space_at_the_ends_is_taken_from_the_response(response, text, thoughts):
-    status, correction, _ = CorrectionPrompt().read(f"<think>{thoughts}</think>{CORRECTED.format(text)}", response)
+    status, correction, _ = TeacherPrompt().read(f"<think>{thoughts}</think>{CORRECTED.format(text)}", response)
     assert correction.strip() == text.strip()
     assert (status == "unchanged") == (text.strip() == response.strip()) == (correction == response)
     assert (
@@ -205,7 +209,7 @@ def test_a_local_model_samples_the_same_whoever_asks_and_without_touching_the_ra
         torch.manual_seed(seed)
         teacher, found = LocalTeacher(tiny_model, base_template, temperature=1.0, max_tokens=6), []
         teacher.answer((), found.append)
-        from correction_trl.teachers.base import Item
+        from correction_trl.teachers import Item
 
         teacher.answer([Item("12", f"{i}") for i in range(8)], found.extend)
         return [record.reply for record in found], torch.rand(1)

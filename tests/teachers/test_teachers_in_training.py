@@ -12,11 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.errors import BadInput, TeacherFailed
-from correction_trl.teachers.collection import StoringTeacher
+from correction_trl.teachers import CorrectionStore, PolicyTeacher, ServerTeacher, StoringTeacher
 from correction_trl.teachers.local import reply_prompt_ids
-from correction_trl.teachers.policy import PolicyTeacher
-from correction_trl.teachers.server import ServerTeacher
-from correction_trl.teachers.store import CorrectionStore
 
 
 PROMPTS = Dataset.from_list([{"prompt": f"item {i}", "answer": f"right {i}"} for i in range(64)])
