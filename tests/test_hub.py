@@ -1,6 +1,8 @@
 """Pushing to a local stand-in for the Hub: what arrives is what lies in the folder; a failing push loses nothing."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +68,34 @@ def test_a_push_uploads_adapter_tokenizer_and_card(hub, run_folder):
     assert contents(run_folder) == before
     assert any(path.startswith("/objects/") for _, path, _ in hub.requests)  # the weights went as an LFS object
     assert TOKEN not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("local_base", [False, True])
+def test_the_advice_after_a_refusal_pushes_what_the_push_would_have(hub, run_folder, tmp_path, local_base):
+    folder = tmp_path / "my run"
+    shutil.copytree(run_folder, folder)
+    (folder / "round_1").mkdir()
+    (folder / "round_1" / "model.safetensors").write_bytes(b"not for the Hub")
+    if local_base:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(tmp_path)
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    before = contents(folder)
+    names = [f"{how}-{local_base}" for how in ("pushed", "advised")]
+    assert push(folder, f"tester/{names[0]}", hub.endpoint).returncode == 0
+    assert contents(folder) == before
+    hub.failures[names[1]] = ("commit", 403, "your storage is full")
+    refusal = push(folder, f"tester/{names[1]}", hub.endpoint).stderr
+    del hub.failures[names[1]]
+    advice = re.search("`(hf upload [^`]*)`", refusal)[1]
+    result = run_online(["bash", "-c", advice], hub.endpoint)
+    assert result.returncode == 0, result.stderr
+    pushed, advised = (hub.repositories[f"tester/{name}"] for name in names)
+    assert advised == pushed
+    assert not [
+        name for name in pushed if name.startswith(("checkpoint", "round", "runs", "training_args", "to_push"))
+    ]
+    assert str(tmp_path).encode() not in b"".join(pushed.values())
 
 
 def test_a_name_without_a_user_is_pushed_to_ones_own_account_and_again(hub, run_folder):
