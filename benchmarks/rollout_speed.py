@@ -5,7 +5,7 @@ A model of random weights, of the shape of a 7B or 8B one, is built on the card:
 train it. Each part runs in one process, one after the other, and its figures are written as soon as they are there:
 
     generation   N x M tokens: `generate` (dynamic cache, 4-bit, unmerged adapter), captured steps on the weights as
-                 they are trained, captured steps on merged 16-bit weights
+                 they are trained, on a 16-bit copy with the adapter beside it, and with the adapter merged in
     merging      what merging changes in the distribution: log p of sampled tokens, before and after
     updates      whole updates of correction optimization (16 pairs) and SCoRe (64 rollouts): `rollout: eager` with
                  micro-batches of one row, against `rollout: auto` with micro-batches by tokens
@@ -48,9 +48,9 @@ from transformers import (
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer, SCoReConfig, SCoReTrainer
 from correction_trl.policy.captured_decoding import CapturedDecoding, Sampling
 from correction_trl.policy.generation import sampling_config
-from correction_trl.policy.merged_weights import MergedWeights
 from correction_trl.policy.quantization import keep_trainable_on_cpu
 from correction_trl.policy.rollout import Rollouts
+from correction_trl.policy.weight_copy import WeightCopy
 from correction_trl.reporting import command_line, installed_versions
 
 
@@ -304,9 +304,9 @@ class Bench:
         row = {"graphs": sorted(map(list, captured._graphs))}
         one = sampling_config(self.tokenizer, [1], 1, temperature=1.0)
         row["seconds_of_one_token"] = self.clock(lambda: rollouts(self.model, prompts, one, seeds))[0]
-        if captured.merged is not None:
-            row["seconds_of_merging"] = self.clock(captured.merged.refresh)[0]
-            row["merged_gib"] = captured.merged.n_bytes / GIB
+        if captured.copy is not None:
+            row["seconds_of_a_refresh"] = self.clock(captured.copy.refresh)[0]
+            row["copy_gib"] = captured.copy.n_bytes / GIB
         row["cache_gib"] = captured.cache_bytes(len(prompts), self.args.prompt_length + self.args.new_tokens) / GIB
         if self.cuda and captured._graphs:
             shape = max(captured._graphs)
@@ -322,25 +322,44 @@ class Bench:
 
     def merging(self, figures: dict) -> None:
         """
-        log p of tokens that were sampled from the merged weights, under both: what a trainer that takes them for
-        samples of the weights as trained does not know.
+        log p of sampled tokens under the weights as trained and under each copy: what a trainer that takes the samples
+        of a copy for samples of its policy does not know. With adapters whose entries of B have a standard deviation
+        as after few and after many updates.
         """
         args = self.args
         prompts = self.prompts(args.merging_rows, args.prompt_length, seed=1)
         config = sampling_config(self.tokenizer, [1], args.merging_tokens, temperature=1.0)
-        rollouts = Rollouts("compiled", "merged", resident=True)
-        completions, _ = rollouts(self.model, prompts, config, list(range(len(prompts))))
-        figures["ways"] = dict(rollouts.ways)
-        merged = rollouts._captured.merged or MergedWeights(rollouts._captured.model)
-        trained = self.log_probs(prompts, completions)
-        with merged.in_use():
-            ours = self.log_probs(prompts, completions)
-        rollouts.close()
-        again = self.log_probs(prompts, [ids[::] for ids in completions], batch_size=1)
-        figures["merged_against_trained"] = differences(trained, ours)
-        # The same weights in batches of another size: what rounding alone does
-        figures["trained_against_itself_in_other_batches"] = differences(trained, again)
-        self.say(f"merging: {figures}")
+        for std in (2e-4, 2e-3, 2e-2):
+            set_seed(1)
+            for name, parameter in self.model.named_parameters():
+                if "lora_B" in name:
+                    nn.init.normal_(parameter, std=std)
+            completions, _ = Rollouts("compiled", "auto")(self.model, prompts, config, list(range(len(prompts))))
+            trained = self.log_probs(prompts, completions)
+            with self.model.disable_adapter():
+                base = self.log_probs(prompts, completions)
+            adapter = torch.cat(trained) - torch.cat(base)
+            row = {"adapter_mean_abs": adapter.abs().mean().item()}
+            # The same weights in batches of another size: what rounding of activations does
+            row["other_batches"] = differences(trained, self.log_probs(prompts, completions, batch_size=3))
+            for name, settings in (
+                ("dequantized", {"merged": False}),
+                ("merged", {"merged": True}),
+                ("merged_to_nearest", {"merged": True, "rounds_at_random": False}),
+            ):
+                copy = WeightCopy(self.model.get_base_model(), **settings)
+                copy.refresh()
+                with copy.in_use():
+                    copied = self.log_probs(prompts, completions)
+                row[name] = differences(trained, copied)
+                # What of the adapter's effect the copy has
+                effect = torch.cat(copied) - torch.cat(base)
+                row[name]["adapter_kept"] = ((effect * adapter).sum() / adapter.square().sum()).item()
+                del copy
+                self.clean()
+            figures[f"std_of_B_{std:g}"] = row
+            self.say(f"merging, std of B {std:g}: {row}")
+            self.write()
 
     @torch.no_grad()
     def log_probs(self, prompts, completions, batch_size: int = 8) -> list[torch.Tensor]:
@@ -576,13 +595,14 @@ def main():
     contenders = [
         ("generate", {"rollout": "eager", "weights": "as_trained", "rounds": 1}),
         ("captured_as_trained", {"rollout": captured, "weights": "as_trained", "rounds": 2}),
+        ("captured_dequantized", {"rollout": captured, "weights": "dequantized", "rounds": 2}),
         ("captured_merged", {"rollout": captured, "weights": "merged", "rounds": 2}),
     ]
     parts = {
         "generation": lambda figures: bench.generation(figures, contenders),
         "merging": bench.merging,
         "updates": None,
-        "bf16": lambda figures: bench.generation(figures, contenders),
+        "bf16": lambda figures: bench.generation(figures, [c for c in contenders if "dequantized" not in c[0]]),
     }
     with bench.part("model", 0):
         bench.load()

@@ -39,7 +39,7 @@ from trl.data_utils import common_prefix_length
 
 from .attention import MASK_PER_LAYER_TYPE, UNIFORM_WINDOW, unsupported_reason, unwrap_causal_lm
 from .generation import choose_tokens, uniform_numbers
-from .merged_weights import MergedWeights
+from .weight_copy import WeightCopy
 
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class CapturedDecoding:
             self._windows = {layer_type: window[layer_type] for layer_type in dict.fromkeys(config.layer_types)}
         else:
             self._windows = {None: config.sliding_window if family in UNIFORM_WINDOW else None}
-        self.merged: MergedWeights | None = None  # set by whoever decides which weights are sampled from
+        self.copy: WeightCopy | None = None  # set by whoever decides which weights are sampled from
         self.prefilled_tokens = 0
         self._shapes = None
         self._stream = self._pool = None
@@ -287,7 +287,7 @@ class CapturedDecoding:
         autocast = (
             torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False) if enabled else nullcontext()
         )
-        with autocast, self.merged.in_use() if self.merged is not None else nullcontext():
+        with autocast, self.copy.in_use() if self.copy is not None else nullcontext():
             yield
 
     def _masks(self, positions: torch.Tensor, n_columns: int) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -388,7 +388,7 @@ class CapturedDecoding:
         tuners = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         state = (
             tuple(tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())),
-            self.merged.addresses if self.merged is not None else None,
+            self.copy.addresses if self.copy is not None else None,
             tuple((tuple(tuner.active_adapters), tuner.disable_adapters, tuner.merged) for tuner in tuners),
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )

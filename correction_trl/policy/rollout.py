@@ -7,19 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from .captured_decoding import CapturedDecoding, Unsupported
 from .generation import KeptRows, generate, generate_completions
-from .merged_weights import MergedWeights
+from .weight_copy import WeightCopy
 
 
 logger = logging.getLogger(__name__)
 
 ROLLOUT = ("auto", "eager", "compiled", "vllm")
-ROLLOUT_WEIGHTS = ("auto", "merged", "as_trained")
+ROLLOUT_WEIGHTS = ("auto", "merged", "dequantized", "as_trained")
 
 # Memory that stays free beside the weights and the cache: for logits, activations, and what the driver takes.
 MARGIN = 2**30
@@ -36,10 +35,10 @@ class Rollouts:
     """
     Completes batches for a [`~generation.Sampler`] by the fastest way that the settings, the model and the card allow.
 
-    The ways, each followed by what is done where it fails: captured steps on merged 16-bit weights (`"merged"`),
-    captured steps on the weights as they are trained (`"as_trained"`), transformers' `generate` (`"eager"`). One line
-    says what happened and what is done instead; a way that has failed is not tried again in the same run. The policy's
-    own weights are never changed.
+    The ways, each followed by what is done where it fails: captured steps on a 16-bit copy of the weights (`"merged"`
+    or `"dequantized"`, see [`~weight_copy.WeightCopy`]), captured steps on the policy's own weights (`"as_trained"`),
+    transformers' `generate` (`"eager"`). One line says what happened and what is done instead; a way that has failed
+    is not tried again in the same run. The policy's own weights are never changed.
 
     The copy and the cache stay on the card between two updates once an update has left that much of it untouched; else
     they are given back when the responses are there.
@@ -49,7 +48,8 @@ class Rollouts:
             `"eager"` (`generate`), `"compiled"` (static cache and captured steps; on a CPU the same steps without
             capturing), or `"auto"`: `"compiled"` on CUDA where the model allows it.
         weights (`str`, *optional*, defaults to `"auto"`):
-            `"as_trained"`, `"merged"`, or `"auto"`: `"merged"` for a 4-bit base if the memory allows it.
+            `"as_trained"`, `"dequantized"`, `"merged"`, or `"auto"`: `"dequantized"` for a 4-bit base if the memory
+            allows it.
         batch_size (`int`, *optional*):
             Most rows at a time; by default all.
         resident (`bool`, *optional*, defaults to `False`):
@@ -67,7 +67,7 @@ class Rollouts:
         self.ways: Counter[str] = Counter()
         self._model: PreTrainedModel | None = None
         self._captured: CapturedDecoding | None = None
-        self._merged: MergedWeights | None = None
+        self._copy: WeightCopy | None = None
         self._kept: KeptIds | None = None
         self._keeps, self._must_give_back = False, False
         self._versions: tuple[int, ...] | None = None  # of the trained weights, when they were last sampled from
@@ -76,7 +76,7 @@ class Rollouts:
 
     def _set_up(self, model: nn.Module) -> None:
         self.close()
-        self._model, self._captured, self._merged = model, None, None
+        self._model, self._captured, self._copy = model, None, None
         self._keeps, self._must_give_back, self._versions, self._longest = False, False, None, 0
         self._device = model.device
         if self.rollout == "eager" or (self.rollout == "auto" and self._device.type != "cuda"):
@@ -86,10 +86,9 @@ class Rollouts:
         except Unsupported as reason:
             self._say(f"sampling with `generate`, because {reason}.")
             return
-        has_4bit = any(isinstance(module, Linear4bit) for module in model.modules())
-        if self.weights == "merged" or (self.weights == "auto" and has_4bit):
-            merged = MergedWeights(self._captured.model)
-            self._merged = merged if merged.n_bytes else None
+        if self.weights != "as_trained":
+            copy = WeightCopy(self._captured.model, merged=self.weights == "merged")
+            self._copy = copy if copy.n_bytes else None
 
     def _say(self, line: str) -> None:
         if line not in self._said:
@@ -102,8 +101,8 @@ class Rollouts:
         if self._captured is None:
             return
         self._captured.free()
-        if self._merged is not None:
-            self._merged.free()
+        if self._copy is not None:
+            self._copy.free()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -157,7 +156,7 @@ class Rollouts:
             if self._keeps and _free_memory(self._device) < MARGIN:  # training has met longer rows than before
                 self._keeps, self._must_give_back = False, True
                 self.close()
-            self._merged_is_fresh = False
+            self._copy_is_fresh = False
         longest = max(map(len, rows)) + generation_config.max_new_tokens
         self._longest = max(self._longest, longest)
         while self._captured is not None:
@@ -173,32 +172,38 @@ class Rollouts:
             except RuntimeError as error:
                 self._give_up(f"a captured step failed ({str(error).splitlines()[0][:120]})")
             else:
-                self.ways["merged" if self._captured.merged is not None else "as_trained"] += len(completions)
+                self.ways[self._way] += len(completions)
                 return completions
         return None
 
+    @property
+    def _way(self) -> str:
+        if self._copy is None:
+            return "as_trained"
+        return "merged" if self._copy.merged else "dequantized"
+
     def _step_down(self, reason: str) -> None:
         """To the next slower way."""
-        if self._merged is None:
+        if self._copy is None:
             self._give_up(reason)
             return
-        self._say(f"{reason}; sampling from the weights as they are trained from here on.")
+        self._say(f"{reason}; sampling from the policy's own weights from here on.")
         self._captured.free()
-        self._captured.merged = None
-        self._merged.free()
-        self._merged = None
+        self._captured.copy = None
+        self._copy.free()
+        self._copy = None
 
     def _give_up(self, reason: str) -> None:
         self._say(f"{reason}; sampling with `generate` from here on.")
         self.close()
-        self._captured = self._merged = None
+        self._captured = self._copy = None
 
     def _make_room(self, n_rows: int, length: int) -> int:
-        """Merge the weights if they are to be, see to it that the cache will fit, and return how many prompts at a
+        """Copy the weights if they are to be, see to it that the cache will fit, and return how many prompts at a
         time do."""
-        captured, merged = self._captured, self._merged
+        captured, copy = self._captured, self._copy
         n_slots = min(self.batch_size or n_rows, n_rows)
-        needed = merged.n_bytes if merged is not None and not merged.addresses else 0
+        needed = copy.n_bytes if copy is not None and not copy.addresses else 0
         if not captured.has_room(n_slots, length):
             needed += captured.cache_bytes(n_slots, length)
         versions = tuple(weight._version for weight in self._model.parameters() if weight.requires_grad)
@@ -209,10 +214,10 @@ class Rollouts:
             if needed + MARGIN > untouched and self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what training has used and given back
             free = _free_memory(self._device)
-            if merged is not None and needed + MARGIN > free:
+            if copy is not None and needed + MARGIN > free:
                 self._step_down(
-                    f"merged weights and a cache of {n_slots} rows need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} "
-                    "are free"
+                    f"{self._way} weights and a cache of {n_slots} rows need {needed / 2**30:.1f} GiB, "
+                    f"{free / 2**30:.1f} are free"
                 )
                 return self._make_room(n_rows, length)
             asked = n_slots
@@ -221,10 +226,10 @@ class Rollouts:
                 needed = captured.cache_bytes(n_slots, length)
             if n_slots < asked:
                 self._say(f"the cache of {asked} rows does not fit; sampling {n_slots} at a time.")
-        if merged is not None and not self._merged_is_fresh:
-            merged.refresh()
-            self._merged_is_fresh = True
-        captured.merged = merged
+        if copy is not None and not self._copy_is_fresh:
+            copy.refresh()
+            self._copy_is_fresh = True
+        captured.copy = copy
         self._versions = versions
         return n_slots
 

@@ -12,9 +12,9 @@ from correction_trl.policy import rollout
 from correction_trl.policy.attention import FULL_ATTENTION, MASK_PER_LAYER_TYPE, UNIFORM_WINDOW
 from correction_trl.policy.captured_decoding import CapturedDecoding, Unsupported, length_bucket, row_bucket
 from correction_trl.policy.generation import generate
-from correction_trl.policy.merged_weights import MergedWeights
 from correction_trl.policy.quantization import keep_trainable_on_cpu
 from correction_trl.policy.rollout import Rollouts
+from correction_trl.policy.weight_copy import WeightCopy
 
 
 N_WORDS = 61
@@ -227,12 +227,12 @@ class TestWhenAWayFails:
         def out_of_memory(self):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        monkeypatch.setattr(MergedWeights, "refresh", out_of_memory)
+        monkeypatch.setattr(WeightCopy, "refresh", out_of_memory)
         for _ in range(2):
             assert engine(model, self.rows, SAMPLED, self.seeds)[0] == expected
         assert engine.ways == {"merged": 11, "as_trained": 22}
         assert [record.message for record in caplog.records] == [
-            "Rollouts: the card ran out of memory; sampling from the weights as they are trained from here on."
+            "Rollouts: the card ran out of memory; sampling from the policy's own weights from here on."
         ]
 
     def test_a_step_fails_in_the_second_turn(self, model, monkeypatch, caplog):
@@ -256,14 +256,14 @@ class TestWhenAWayFails:
 
     @pytest.mark.parametrize(("missing", "way"), [(1, "as_trained"), (0, "merged")])
     def test_a_copy_that_does_not_fit_is_not_made(self, model, monkeypatch, caplog, missing, way):
-        needed = CapturedDecoding(model).cache_bytes(11, 32) + MergedWeights(model.get_base_model()).n_bytes
+        needed = CapturedDecoding(model).cache_bytes(11, 32) + WeightCopy(model.get_base_model(), merged=True).n_bytes
         monkeypatch.setattr(rollout, "_free_memory", lambda device: rollout.MARGIN + needed - missing)
         engine = Rollouts("compiled", "merged")
         assert engine(model, self.rows, SAMPLED, self.seeds)[0] == generate(model, self.rows, SAMPLED, self.seeds)[0]
         assert engine.ways == {way: 11}
         assert [record.message for record in caplog.records] == [
-            "Rollouts: merged weights and a cache of 11 rows need 0.0 GiB, 1.0 are free; sampling from the weights as "
-            "they are trained from here on."
+            "Rollouts: merged weights and a cache of 11 rows need 0.0 GiB, 1.0 are free; sampling from the "
+            "policy's own weights from here on."
         ][:missing]
 
     def test_a_cache_that_does_not_fit_takes_fewer_rows_at_a_time(self, llama, monkeypatch, caplog):
@@ -276,10 +276,11 @@ class TestWhenAWayFails:
         ]
 
 
-def test_merged_4_bit_weights_follow_the_adapter_and_leave_the_policy_alone():
+@pytest.mark.parametrize("weights", ["auto", "merged", "as_trained"])
+def test_4_bit_weights_follow_the_adapter_and_the_policy_is_left_alone(weights):
     model = add_lora(to_nf4(tiny_model(hidden_size=64, intermediate_size=64, head_dim=16)))
     rows, seeds = prompts(), list(range(11))
-    engine = Rollouts("compiled")  # auto: merged, as the base is quantized
+    engine = Rollouts("compiled", weights)
     for _ in range(2):
         before = {name: parameter.clone() for name, parameter in model.named_parameters()}
         assert engine(model, rows, SAMPLED, seeds)[0] == generate(model, rows, SAMPLED, seeds)[0]
@@ -293,7 +294,30 @@ def test_merged_4_bit_weights_follow_the_adapter_and_leave_the_policy_alone():
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
                     parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    assert engine.ways == {"merged": 66}
+    assert engine.ways == {"dequantized" if weights == "auto" else weights: 66}
+
+
+def test_a_young_adapter_survives_merging_in_16_bits():
+    """Entries of B A of a hundredth of W's: smaller than half the distance between two neighbouring weights."""
+    base = torch.nn.Sequential(torch.nn.Linear(512, 256, bias=False)).to(torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.nn.init.uniform_(base[0].weight, 0.01, 0.03)
+        model = get_peft_model(base, LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
+        layer = model.base_model.model[0]
+        torch.nn.init.constant_(layer.lora_B["default"].weight, 1e-5)
+        torch.nn.init.constant_(layer.lora_A["default"].weight, 0.5)
+        x = torch.randn(64, 512)
+    delta = layer.get_delta_weight("default").detach()  # 2e-5 everywhere; neighbours of 0.02 lie 1.2e-4 apart
+    weight = layer.base_layer.weight.float()
+    kept = {}
+    for rounds_at_random in (False, True):
+        copy = WeightCopy(model.get_base_model(), merged=True, rounds_at_random=rounds_at_random)
+        copy.refresh()
+        change = x @ (copy._weights[0].float() - weight).T
+        kept[rounds_at_random] = ((change * (x @ delta.T)).sum() / (x @ delta.T).square().sum()).item()
+    assert abs(kept[False]) < 0.01  # to the nearest: nothing is left of the adapter
+    assert kept[True] == pytest.approx(1, abs=0.05)
 
 
 def test_memory_is_given_back_until_an_update_has_left_room(llama):
@@ -301,7 +325,7 @@ def test_memory_is_given_back_until_an_update_has_left_room(llama):
     engine = Rollouts("compiled", "merged")
 
     def holds():
-        return engine._captured._cache is not None and bool(engine._merged.addresses)
+        return engine._captured._cache is not None and bool(engine._copy.addresses)
 
     for _ in range(2):  # nothing was trained in between: what training will need is not known
         engine(model, prompts(), GREEDY)
