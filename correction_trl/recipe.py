@@ -38,6 +38,10 @@ REMOVED_SETTINGS = {
     "vllm_group_port": "TRL's port for the weights is used",
     "n_rounds": "for another round of both stages, start the recipe again from the trained model",
     "offline_fraction": "first attempts are always sampled from the policy",
+    **dict.fromkeys(
+        ("length_prior_mean", "length_prior_std", "length_prior_lengths"),
+        "`length_prior` is one mapping, such as `{name: normal, mean: 120, std: 30}`",
+    ),
     "threshold": "set `correct_threshold`",
     "right": "set `correct_threshold`",
 }

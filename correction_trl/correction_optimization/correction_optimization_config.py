@@ -1,12 +1,25 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from trl import DPOConfig
 
 from ..errors import BadInput
 from ..policy.micro_batches import read_max_tokens
 from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
+
+
+# (beta, nll_weight) where they are not set: see docs/loss_study.md
+DEFAULTS = {
+    "linear": (0.1, 2.4),
+    "sigmoid": (0.3, 0.36),
+    "hinge": (0.3, 0.72),
+    "ipo": (0.3, 8.0),
+    "dpop": (0.3, 0.36),
+    "cpl": (0.3, 0.36),
+    "ddpo": (0.5, 3.0),
+}
 
 
 # Settings of DPOConfig that correction optimization does not read. Setting one is an error, not a silent no-op.
@@ -33,20 +46,28 @@ class CorrectionOptimizationConfig(DPOConfig):
     `DPOConfig` that have no meaning here raise an error.
 
     Parameters:
+        learning_rate (`float`, *optional*, defaults to `1e-5`):
+            Initial learning rate of AdamW, for all the weights. With the anchor an update is much like one of
+            fine-tuning, so it is ten times TRL's for DPO; an adapter takes ten times as much again, which recipes set
+            where none is given.
+
         > Parameters that control the loss
 
         loss_type (`str`, *optional*, defaults to `"sigmoid"`):
             `"linear"` (the bare amount of correction), `"sigmoid"` (DPO / CPL), `"hinge"`, `"ipo"`, `"dpop"`
             (DPO-Positive), `"cpl"` (sigmoid with a conservative bias) or `"ddpo"` (sigmoid on scores that weight the
             corrected tokens). See `correction_trl/correction_optimization/losses.py` for the formulas.
-        beta (`float`, *optional*, defaults to `0.1`):
-            Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ.
+        beta (`float`, *optional*):
+            Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ. By default the one of
+            [docs/loss_study.md](../../docs/loss_study.md) for the loss, 0.3 for `"sigmoid"`.
         reference_free (`bool`, *optional*, defaults to `False`):
             `True`: P = π, no reference model is loaded. `False`: P = π / π_old, π_old being the policy before training
             (or `ref_model`, or with `sync_ref_model` a slowly following copy).
-        nll_weight (`float`, *optional*, defaults to `5.0`):
-            Weight of the NLL anchor −log π(y'|x) / |y'|, which keeps the correction's likelihood from falling together
-            with the response's. `0.0` removes it.
+        nll_weight (`float`, *optional*):
+            Weight of the NLL anchor −log π(y'|x), which keeps the correction's likelihood from falling together with
+            the response's. It weighs tokens as the loss does (a sum; for `"ipo"` a mean, for `"ddpo"` edit-weighted),
+            so that its share of the gradient is the same at every length. By default the one of
+            [docs/loss_study.md](../../docs/loss_study.md) for the loss, 0.36 for `"sigmoid"`; `0.0` removes it.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             ε in [0, 0.5) of conservative DPO; for `loss_type="sigmoid"` only.
         dpop_lambda (`float`, *optional*, defaults to `50.0`):
@@ -55,17 +76,15 @@ class CorrectionOptimizationConfig(DPOConfig):
             λ in (0, 1] of `loss_type="cpl"`: the weight of the response's term.
         ddpo_gamma (`float`, *optional*, defaults to `5.0`):
             γ of `loss_type="ddpo"`: the weight of a corrected token relative to a kept one.
-        length_prior (`str`, *optional*):
-            A prior l over response lengths, P(y) = π(y) l(y): `"normal"`, `"lognormal"`, `"fitted"`, or
-            `"module:function"` for a function from lengths to log-probabilities. Inside a non-linear loss it shifts
-            the margin by log l(y') − log l(y). Under the linear loss that shift is a constant; there the prior acts
-            through the sampling of y (a score-function term), so it needs on-policy responses.
-        length_prior_mean (`float`, *optional*):
-            Mean length in tokens, for `"normal"` and `"lognormal"`.
-        length_prior_std (`float`, *optional*):
-            Standard deviation of the length in tokens, for `"normal"` and `"lognormal"`.
-        length_prior_lengths (`list[int]`, *optional*):
-            Observed lengths in tokens, for `"fitted"`.
+        length_prior (`dict`, *optional*):
+            A prior l over response lengths in tokens, towards which the policy's responses move, as a mapping:
+            `name` (`"normal"` or `"lognormal"` with `mean` and `std`; `"fitted"` with `lengths`, a list of observed
+            ones; or `"module:function"`, a function from lengths to log-probabilities), `weight` (w, 1.0 if left out)
+            and `form`. `form: attract` (the default): the implicit reward of a response is
+            log π(y|x) − log π_old(y|x) − w log l(y), which a teacher who is indifferent to length meets at
+            π ∝ π_old · l^w. `form: product`: P(y) = π(y) l(y)^w as the note writes it, which leads away from the
+            lengths that l likes. Under the linear loss the prior acts through the sampling of y (a score-function
+            term), so it needs on-policy responses.
         unchanged_pairs (`str`, *optional*, defaults to `"drop"`):
             What to do where the teacher found nothing to correct (y' = y). `"drop"`: the pair is counted, and is in no
             loss and no average. `"keep"`: it stays in the average and in the NLL anchor (its preference loss has no
@@ -139,16 +158,23 @@ class CorrectionOptimizationConfig(DPOConfig):
 
     _VALID_DICT_FIELDS = DPOConfig._VALID_DICT_FIELDS + ["generation_kwargs"]
 
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW, for all weights."})
+
     # Parameters that control the loss
     loss_type: str = field(
         default="sigmoid",
         metadata={"help": "Loss of a pair.", "choices": list(LOSS_TYPES)},
     )
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of every loss but the linear one."})
+    beta: float | None = field(
+        default=None,
+        metadata={"help": "Inverse temperature of every loss but the linear one; by default the loss's own."},
+    )
     reference_free: bool = field(
         default=False, metadata={"help": "True: P = pi. False: P = pi / pi_old, a reference policy."}
     )
-    nll_weight: float = field(default=5.0, metadata={"help": "Weight of the NLL anchor on the correction."})
+    nll_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the NLL anchor on the correction; by default the loss's own."}
+    )
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a correction is no better; for `sigmoid` only."}
     )
@@ -157,13 +183,9 @@ class CorrectionOptimizationConfig(DPOConfig):
     ddpo_gamma: float = field(
         default=5.0, metadata={"help": "Weight of a corrected token in `ddpo`; a kept one has 1."}
     )
-    length_prior: str | None = field(
-        default=None, metadata={"help": "'normal', 'lognormal', 'fitted' or 'module:function'."}
-    )
-    length_prior_mean: float | None = field(default=None, metadata={"help": "Mean length of the prior, in tokens."})
-    length_prior_std: float | None = field(default=None, metadata={"help": "Standard deviation, in tokens."})
-    length_prior_lengths: list[int] | None = field(
-        default=None, metadata={"help": "Observed lengths, in tokens, for 'fitted'."}
+    length_prior: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Prior over lengths in tokens: {name: normal, mean: 120, std: 30, weight: 1.0}."},
     )
     unchanged_pairs: str = field(
         default="drop",
@@ -233,6 +255,11 @@ class CorrectionOptimizationConfig(DPOConfig):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
                 raise BadInput(f"`{name}` has no meaning for correction optimization; remove it: {remedy}.")
+        if isinstance(self.length_prior, str):  # the command line's
+            try:
+                self.length_prior = yaml.safe_load(self.length_prior)
+            except yaml.YAMLError as error:
+                raise BadInput(f"`length_prior` is no mapping: {' '.join(str(error).split())}.") from error
         # A YAML `true` and the command line's "true" mean the same
         self.shared_prefix = {"true": True, "false": False, "auto": "auto"}.get(str(self.shared_prefix).lower())
         self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
@@ -244,6 +271,9 @@ class CorrectionOptimizationConfig(DPOConfig):
     def _check(self):
         if self.loss_type not in LOSS_TYPES:
             raise BadInput(f"Unknown `loss_type={self.loss_type!r}`: expected one of {', '.join(LOSS_TYPES)}.")
+        beta, nll_weight = DEFAULTS[self.loss_type]
+        self.beta = beta if self.beta is None else self.beta
+        self.nll_weight = nll_weight if self.nll_weight is None else self.nll_weight
         if self.shared_prefix is None:
             raise BadInput("`shared_prefix` must be 'auto', True or False.")
         if self.unchanged_pairs not in ("drop", "keep"):
@@ -284,4 +314,4 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(
                 f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
             )
-        make_length_prior(self.length_prior, self.length_prior_mean, self.length_prior_std, self.length_prior_lengths)
+        make_length_prior(self.length_prior)

@@ -309,9 +309,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
                     f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not model ids."
                 )
         self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
-        self.length_prior = make_length_prior(
-            args.length_prior, args.length_prior_mean, args.length_prior_std, args.length_prior_lengths
-        )
+        self.length_prior = make_length_prior(args.length_prior)
         self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
         self._ready = deque()  # microbatches of sampled and corrected pairs that are waiting for their step
         self._at_the_teacher = deque()  # before them: rollouts, the sizes of their microbatches, and their futures
@@ -949,6 +947,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
         args = self.args
         log_probs, outputs = self._pair_log_probs(model, inputs, with_entropy=True)
         response_scores, correction_scores = self._scores(log_probs, inputs)
+        anchor = nll_anchor(correction_scores)
         reference = None
         if not args.reference_free:
             if self.precompute_ref_logps:
@@ -959,24 +958,17 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             response_scores = response_scores - ref_response
             correction_scores = correction_scores - ref_correction
 
-        n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
-        prior_gap = None
+        response_offset = correction_offset = torch.zeros_like(response_scores)  # (B,), what the length prior adds
         if self.length_prior is not None:
-            lengths = [*n_response.tolist(), *n_correction.tolist()]
-            log_prior = torch.as_tensor(self.length_prior(lengths), dtype=torch.float32).to(response_scores.device)
-            if log_prior.shape != (len(lengths),) or not log_prior.isfinite().all():
-                raise BadInput(
-                    f"`length_prior={args.length_prior!r}` must return one finite log-probability per length; for the "
-                    f"lengths {lengths} it returned {log_prior.tolist()}."
-                )
-            prior_gap = log_prior[: len(n_response)] - log_prior[len(n_response) :]
+            lengths = [mask.sum(1).tolist() for mask in (log_probs.response_mask, log_probs.correction_mask)]
+            offsets = torch.tensor(self.length_prior(itertools.chain(*lengths)), dtype=torch.float32)
+            response_offset, correction_offset = offsets.to(response_scores.device).chunk(2)
 
-        margins = correction_scores - response_scores
-        if prior_gap is not None:
-            margins = margins - prior_gap
+        margins = (correction_scores + correction_offset) - (response_scores + response_offset)
         if args.loss_type == "linear":
             losses = linear_loss(response_scores, correction_scores)
-            if prior_gap is not None:
+            if self.length_prior is not None:
+                prior_gap = response_offset - correction_offset
                 losses = losses + length_prior_score_term(log_probs.response.sum(1), prior_gap)
         elif args.loss_type in ("sigmoid", "ddpo"):
             losses = sigmoid_loss(margins, args.beta, args.label_smoothing)
@@ -987,10 +979,11 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
         elif args.loss_type == "dpop":
             losses = dpop_loss(margins, correction_scores, args.beta, args.dpop_lambda)
         elif args.loss_type == "cpl":
-            offset = 0.0 if prior_gap is None else -prior_gap
-            losses = cpl_loss(response_scores, correction_scores, args.beta, args.cpl_bias, offset)
+            losses = cpl_loss(
+                response_scores + response_offset, correction_scores + correction_offset, args.beta, args.cpl_bias
+            )
         if args.nll_weight:
-            losses = losses + args.nll_weight * nll_anchor(log_probs.correction, log_probs.correction_mask)
+            losses = losses + args.nll_weight * anchor
 
         weights = inputs["pair_weight"]
         if num_items_in_batch is None:

@@ -132,11 +132,7 @@ def dpop_loss(margins: torch.Tensor, correction_scores: torch.Tensor, beta: floa
 
 
 def cpl_loss(
-    response_scores: torch.Tensor,
-    correction_scores: torch.Tensor,
-    beta: float,
-    cpl_bias: float,
-    margin_offset: torch.Tensor | float = 0.0,
+    response_scores: torch.Tensor, correction_scores: torch.Tensor, beta: float, cpl_bias: float
 ) -> torch.Tensor:
     r"""
     Contrastive preference learning with its conservative bias ([paper](https://huggingface.co/papers/2310.13639)): the
@@ -145,22 +141,22 @@ def cpl_loss(
     $$ L = -\log \frac{e^{\beta s(y')}}{e^{\beta s(y')} + e^{\lambda \beta s(y)}} = -\log \sigma(\beta [s(y') - \lambda
     s(y)]) $$
 
+    λ weighs the whole of s(y): a length prior's share of it too.
+
     Args:
         response_scores (`torch.Tensor` of shape `(B,)`):
-            s(y), in nats.
+            s(y), in nats, with what a length prior adds to it.
         correction_scores (`torch.Tensor` of shape `(B,)`):
             s(y'), in nats.
         beta (`float`):
             The paper's α > 0.
         cpl_bias (`float`):
             λ in (0, 1]; 1 is [`sigmoid_loss`].
-        margin_offset (`torch.Tensor` of shape `(B,)` or `float`, *optional*, defaults to `0.0`):
-            Constant added to the argument before β, as for a length prior.
 
     Returns:
         `torch.Tensor` of shape `(B,)`.
     """
-    return -F.logsigmoid(beta * (correction_scores - cpl_bias * response_scores + margin_offset))
+    return -F.logsigmoid(beta * (correction_scores - cpl_bias * response_scores))
 
 
 def edit_weighted_scores(
@@ -193,43 +189,45 @@ def edit_weighted_scores(
     return (log_probs * weights).sum(1) / normaliser.masked_fill(normaliser == 0, 1)
 
 
-def nll_anchor(log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def nll_anchor(correction_scores: torch.Tensor) -> torch.Tensor:
     r"""
-    Negative log-likelihood of the correction per token, the anchor of [RPO](https://huggingface.co/papers/2404.19733):
-    it keeps log π(y'|x) from falling together with log π(y|x).
+    Negative log-likelihood of the correction, as in [RPO](https://huggingface.co/papers/2404.19733): it keeps
+    log π(y'|x) from falling together with log π(y|x).
 
-    $$ L = -\frac{1}{|y'|} \log \pi(y'|x) $$
+    $$ L = -s(y'), \qquad P = \pi $$
 
-    Normalised within each pair, so that its sum over pairs does not depend on how pairs are batched.
+    It weighs the tokens as the loss beside it does: a sum where the loss reads sums, a mean for IPO, edit-weighted for
+    DDPO. So the preference term's gradient on an edited token over the anchor's is the same at every length: at h = 0
+    and with the weight w it is β / 2w for sigmoid, DPOP and CPL (its argument at 0), β / w for hinge, 1 / w for linear
+    and 1 / βw for IPO, DDPO's as sigmoid's. (A mean beside a sum, RPO's form, fades with the
+    length: a ratio of 0.42 at 14 tokens is 15 at 500.)
 
     Args:
-        log_probs (`torch.Tensor` of shape `(B, L)`):
-            log π of each token of y', in nats.
-        mask (`torch.Tensor` of shape `(B, L)`):
-            1 on the tokens of y', 0 on padding.
+        correction_scores (`torch.Tensor` of shape `(B,)`):
+            s(y') of the policy itself, without a reference, in nats.
 
     Returns:
         `torch.Tensor` of shape `(B,)`.
     """
-    return -(log_probs * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return -correction_scores
 
 
 def length_prior_score_term(response_log_probs: torch.Tensor, prior_gap: torch.Tensor) -> torch.Tensor:
     r"""
     Surrogate whose gradient is that of the length prior's term of the linear objective, for responses sampled from the
-    policy:
+    policy. With a(y) what the prior adds to the score of y (see [`~length_prior.LengthPrior`]):
 
-    $$ \nabla \, \mathbb{E}_{y \sim \pi}[\log l(y) - \log l(y')]
-       = \mathbb{E}_{y \sim \pi}[(\log l(y) - \log l(y')) \, \nabla \log \pi(y|x)] $$
+    $$ \nabla \, \mathbb{E}_{y \sim \pi}[a(y) - a(y')]
+       = \mathbb{E}_{y \sim \pi}[(a(y) - a(y')) \, \nabla \log \pi(y|x)] $$
 
     For fixed y and y' the bracket is a constant and the term has no gradient at all; it exists only because the policy
-    chooses y. The teacher's l(y') serves as the baseline.
+    chooses y. The teacher's a(y') serves as the baseline. With a = −w log l it raises log l of the policy's samples.
 
     Args:
         response_log_probs (`torch.Tensor` of shape `(B,)`):
             log π(y|x), in nats.
         prior_gap (`torch.Tensor` of shape `(B,)`):
-            log l(y) − log l(y'), in nats.
+            a(y) − a(y'), in nats.
 
     Returns:
         `torch.Tensor` of shape `(B,)`.

@@ -76,8 +76,8 @@ class SelfCorrectionDPOTrainer(CorrectionOptimizationTrainer):
             "departures": [
                 f"{self.rounds} round(s) of sampling and training; the pairs' prompt is `{self.pair_prompt}` (the "
                 "paper's: `question`).",
-                f"Loss `{args.loss_type}`, beta {args.beta}, weight {args.nll_weight} of the NLL per token of the "
-                "preferred answer (the authors' code: beta 0.1, weight 0.1).",
+                f"Loss `{args.loss_type}`, beta {args.beta}, weight {args.nll_weight} of the NLL of the preferred "
+                "answer, summed over its tokens (the authors' code: beta 0.1, weight 0.1 of the mean).",
             ],
         }
 

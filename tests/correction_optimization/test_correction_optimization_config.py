@@ -5,7 +5,7 @@ from helpers import make_args
 from trl import DPOConfig, TrlParser
 
 from correction_trl import CorrectionOptimizationConfig
-from correction_trl.correction_optimization.correction_optimization_config import _UNUSED_DPO_SETTINGS
+from correction_trl.correction_optimization.correction_optimization_config import _UNUSED_DPO_SETTINGS, DEFAULTS
 from correction_trl.correction_optimization.losses import LOSS_TYPES
 
 
@@ -28,7 +28,7 @@ def parse(tmp_path, *arguments: str) -> CorrectionOptimizationConfig:
 
 def test_defaults_are_the_documented_safe_ones(tmp_path):
     args = config(tmp_path)
-    assert (args.loss_type, args.beta, args.reference_free, args.nll_weight) == ("sigmoid", 0.1, False, 5.0)
+    assert (args.loss_type, args.beta, args.reference_free, args.nll_weight) == ("sigmoid", 0.3, False, 0.36)
     assert (args.shared_prefix, args.max_staleness, args.unchanged_pairs) == ("auto", 0, "drop")
 
 
@@ -64,11 +64,13 @@ def test_every_loss_is_accepted_and_stays_a_name(tmp_path, loss_type):
         ({"max_completion_length": 0}, "`max_completion_length` at least 1"),
         ({"generation_batch_size": 0}, "`generation_batch_size=0` must be at least 1"),
         ({"temperature": 0.0}, "`temperature=0.0` must be positive; on-policy responses are samples of the policy"),
-        ({"length_prior": "poisson"}, "Unknown `length_prior='poisson'`"),
-        ({"length_prior": "normal"}, "`length_prior='normal'` needs `length_prior_mean` and `length_prior_std`"),
-        ({"length_prior": "lognormal", "length_prior_mean": 9.0, "length_prior_std": 0.0}, "in tokens and positive"),
-        ({"length_prior": "fitted"}, "set `length_prior_lengths`"),
-        ({"length_prior": "no_such_module_of_mine:f"}, "there is no module 'no_such_module_of_mine'"),
+        ({"length_prior": "poisson"}, "`length_prior: 'poisson'` must be a mapping with a `name`, for example"),
+        ({"length_prior": "{name: normal, mean"}, "`length_prior` is no mapping: "),
+        ({"length_prior": {"mean": 3}}, "must be a mapping with a `name`"),
+        (
+            {"length_prior": {"name": "poisson"}},
+            "the unknown name 'poisson': expected 'normal', 'lognormal'",
+        ),
     ],
     ids=str,
 )
@@ -85,8 +87,8 @@ def test_a_setting_that_makes_no_sense_is_named_in_one_sentence(tmp_path, settin
         {"cpl_bias": 1.0, "loss_type": "cpl"},
         {"loss_type": "dpop", "dpop_lambda": 0.0},
         {"loss_type": "linear", "nll_weight": 0.0, "reference_free": True},
-        {"length_prior": "normal", "length_prior_mean": 20.0, "length_prior_std": 4.0},
-        {"length_prior": "fitted", "length_prior_lengths": [3, 5]},
+        {"length_prior": {"name": "normal", "mean": 20.0, "std": 4.0, "weight": 0.1, "form": "product"}},
+        {"length_prior": {"name": "fitted", "lengths": [3, 5]}},
         {"max_staleness": 3, "generation_batch_size": 1},
     ],
     ids=str,
@@ -136,14 +138,24 @@ def test_shared_prefix_means_the_same_in_yaml_and_on_the_command_line(tmp_path, 
     assert parse(tmp_path, "--config", str(file), "--shared_prefix", "auto").shared_prefix == "auto"
 
 
-def test_generation_kwargs_and_lengths_can_be_given_in_yaml_and_on_the_command_line(tmp_path):
+def test_mappings_can_be_given_in_yaml_and_on_the_command_line(tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text("generation_kwargs: {typical_p: 0.9}\nlength_prior: fitted\nlength_prior_lengths: [3, 5]\n")
+    file.write_text("generation_kwargs: {typical_p: 0.9}\nlength_prior: {name: fitted, lengths: [3, 5]}\n")
     args = parse(tmp_path, "--config", str(file))
-    assert args.generation_kwargs == {"typical_p": 0.9} and args.length_prior_lengths == [3, 5]
-    arguments = ("--length_prior", "fitted", "--length_prior_lengths", "3", "5")
-    args = parse(tmp_path, "--generation_kwargs", '{"typical_p": 0.9}', *arguments)
-    assert args.generation_kwargs == {"typical_p": 0.9} and args.length_prior_lengths == [3, 5]
+    assert args.generation_kwargs == {"typical_p": 0.9}
+    assert args.length_prior == {"name": "fitted", "lengths": [3, 5]}
+    for text in ('{"name": "fitted", "lengths": [3, 5]}', "{name: fitted, lengths: [3, 5]}"):
+        args = parse(tmp_path, "--generation_kwargs", '{"typical_p": 0.9}', "--length_prior", text)
+        assert args.generation_kwargs == {"typical_p": 0.9}
+        assert args.length_prior == {"name": "fitted", "lengths": [3, 5]}
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_beta_and_the_anchor_have_a_default_of_each_loss(tmp_path, loss_type):
+    args = config(tmp_path, loss_type=loss_type)
+    assert (args.beta, args.nll_weight) == DEFAULTS[loss_type]
+    args = config(tmp_path, loss_type=loss_type, beta=0.7, nll_weight=0.0)
+    assert (args.beta, args.nll_weight) == (0.7, 0.0)
 
 
 @pytest.mark.parametrize("argument", ["--loss_type", "--unchanged_pairs", "--vllm_mode"])

@@ -13,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.correction_optimization.losses import LOSS_TYPES
+from correction_trl.correction_optimization.pair_batch import edited_tokens
 
 
 @pytest.fixture
@@ -180,7 +181,14 @@ def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tin
             loss = -math.log(1 / (1 + math.exp(-beta * (score["y'"] - score["y"]))))
         else:  # relative to the reference, which is the model itself: every score is 0
             loss = {"hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2}.get(loss_type, math.log(2))
-        expected.append(loss - nll_weight * sum(correction) / len(correction))
+        # The anchor weighs tokens as the loss does; DDPO's weights are those of the reference scores, all γ or 1
+        if loss_type == "ddpo":
+            edited = edited_tokens(response_ids, correction_ids)[1]
+            weighted = [gamma if one else 1.0 for one in edited]
+            anchor = -sum(w * value for w, value in zip(weighted, correction, strict=True)) / sum(weighted)
+        else:
+            anchor = -sum(correction) / (len(correction) if loss_type == "ipo" else 1)
+        expected.append(loss + nll_weight * anchor)
     assert losses(trainer)[0] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
@@ -558,58 +566,87 @@ def test_vllm_missing_is_said_at_the_start(make_trainer, plain_prompts, teacher)
 # ------------------------------------------------------------------ length prior
 
 
-def test_length_prior_shifts_the_margin_of_a_bounded_loss(make_trainer, plain_pairs):
-    """At the reference every margin is 0, so the loss is that of the shift log l(y') - log l(y) alone."""
+PRIOR = {"name": "normal", "mean": 5.0, "std": 3.0}
+
+
+def log_prior(text):
+    return -((len(text) + 1 - 5) ** 2) / (2 * 3**2)  # one token a character, EOS; up to a constant
+
+
+@pytest.mark.parametrize(("form", "weight", "sign"), [("attract", 1.0, 1), ("attract", 0.3, 1), ("product", 2.0, -1)])
+def test_length_prior_shifts_the_margin_of_a_bounded_loss(make_trainer, plain_pairs, form, weight, sign):
+    """At the reference every margin is 0, so the loss is that of the prior alone: the implicit reward of a response
+    is log π - log π_old - w log l, and the margin w (log l(y) - log l(y'))."""
     dataset = plain_pairs.select(range(4))
+    prior = {**PRIOR, "form": form, "weight": weight}
+    trainer = make_trainer(dataset, loss_type="sigmoid", beta=0.5, nll_weight=0.0, length_prior=prior, max_steps=1)
+    trainer.train()
+    expected = []
+    for row in dataset:
+        margin = sign * weight * (log_prior(row["response"]) - log_prior(row["correction"]))
+        expected.append(math.log(1 + math.exp(-0.5 * margin)))
+    assert losses(trainer)[0] == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_cpl_weighs_the_prior_as_it_weighs_the_policy(make_trainer, plain_pairs):
+    """The bias λ multiplies the whole of the response's score; against a reference that is the policy, that of the
+    prior alone."""
+    dataset = plain_pairs.select(range(4))
+    constant = math.log(3 * math.sqrt(2 * math.pi))  # with λ below 1 the prior's normaliser does not cancel
     trainer = make_trainer(
-        dataset,
-        loss_type="sigmoid",
-        beta=0.5,
-        nll_weight=0.0,
-        length_prior="normal",
-        length_prior_mean=5.0,
-        length_prior_std=3.0,
-        max_steps=1,
+        dataset, loss_type="cpl", cpl_bias=0.25, beta=0.5, nll_weight=0.0, length_prior=PRIOR, max_steps=1
     )
     trainer.train()
     expected = []
     for row in dataset:
-        n_response, n_correction = len(row["response"]) + 1, len(row["correction"]) + 1  # one token a character, EOS
-        shift = ((n_response - 5) ** 2 - (n_correction - 5) ** 2) / (2 * 3**2)
-        expected.append(math.log(1 + math.exp(-0.5 * shift)))
+        rewards = {kind: -(log_prior(row[kind]) - constant) for kind in ("response", "correction")}
+        expected.append(math.log(1 + math.exp(-0.5 * (rewards["correction"] - 0.25 * rewards["response"]))))
     assert losses(trainer)[0] == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
-def test_length_prior_shortens_on_policy_responses_under_the_linear_loss(make_trainer, plain_prompts):
-    """The teacher changes one letter and never the length: only the prior can say anything about length."""
+def test_length_prior_raises_what_it_likes_under_the_linear_loss(make_trainer, plain_prompts):
+    """The gradient without the prior, plus w times that of -(log l(y) - log l(y')) log π(y|x) on the sampled y: the
+    policy's own samples are pushed up where they are liked more than the corrections."""
+    seen = {}
 
     def teacher(prompts, responses, **columns):
-        return [response[:-1] + ("a" if response[-1:] != "a" else "b") if response else "a" for response in responses]
+        seen["pairs"] = list(zip(prompts, responses, strict=True))
+        return ["abcdef" for _ in responses]
 
-    lengths = {}
-    for prior in (None, "normal"):
+    runs, weight = {}, 0.5
+    for prior in (None, {**PRIOR, "weight": weight}):
         trainer = make_trainer(
             plain_prompts,
-            teacher=lambda prompts, responses, **columns: ["a" for _ in responses],
+            teacher=teacher,
             loss_type="linear",
             nll_weight=0.0,
             reference_free=True,
             length_prior=prior,
-            length_prior_mean=1.0,
-            length_prior_std=1.0,
             max_steps=1,
             per_device_train_batch_size=32,
         )
-        lengths[prior] = gradient(trainer)
-    differs = max((lengths["normal"][name] - lengths[None][name]).abs().max() for name in lengths[None])
-    assert differs > 1e-3
+        batches = collect_batches(trainer)
+        runs[prior is not None] = gradient(trainer)
+    (batch,) = batches
+    model = trainer.model  # its weights did not move
+    log_probs = trainer._pair_log_probs(model, batch, with_entropy=False)[0]
+    n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
+    log_l = [-((n - 5) ** 2) / (2 * 3**2) for n in (n_response, n_correction)]
+    term = -weight * (log_l[0] - log_l[1]) * log_probs.response.sum(1)
+    model.zero_grad()
+    ((term * batch["pair_weight"]).sum() / batch["pair_weight"].sum()).backward()
+    expected = {
+        name: runs[False][name] + parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    assert_same_gradient(runs[True], expected, tolerance=1e-4)
+    assert len(set(n_response.tolist())) > 2
 
 
 def test_length_prior_without_a_gradient_is_refused(make_trainer, plain_pairs):
     with pytest.raises(ValueError, match="constant without a gradient"):
-        make_trainer(
-            plain_pairs, loss_type="linear", length_prior="normal", length_prior_mean=5.0, length_prior_std=1.0
-        )
+        make_trainer(plain_pairs, loss_type="linear", length_prior=PRIOR)
 
 
 # ------------------------------------------------------------------ adapters, quantization, checkpoints

@@ -75,39 +75,91 @@ def test_priors_far_from_every_wanted_length_are_finite_and_still_fall():
 
 def test_make_length_prior_gives_the_named_prior():
     assert make_length_prior(None) is None
-    assert make_length_prior("normal", 10, 2)([9]) == normal_length_prior(10, 2)([9])
-    assert make_length_prior("lognormal", 10, 2)([9]) == lognormal_length_prior(10, 2)([9])
-    assert make_length_prior("fitted", lengths=[8, 12])([9]) == fitted_length_prior([8, 12])([9])
+    for setting, prior in (
+        ({"name": "normal", "mean": 10, "std": 2}, normal_length_prior(10, 2)),
+        ({"name": "lognormal", "mean": 10, "std": 2}, lognormal_length_prior(10, 2)),
+        ({"name": "fitted", "lengths": [8, 12]}, fitted_length_prior([8, 12])),
+    ):
+        assert make_length_prior(setting).log_prior([9, 30]) == prior([9, 30])
+
+
+def test_a_prior_takes_from_the_score_what_it_likes_and_the_product_adds_it():
+    """log l(10) - log l(14) is 2 for a mean of 10 and a standard deviation of 2."""
+    setting = {"name": "normal", "mean": 10, "std": 2}
+    liked, disliked = make_length_prior(setting)([10, 14])
+    assert disliked - liked == pytest.approx(2)
+    liked, disliked = make_length_prior({**setting, "weight": 0.25})([10, 14])
+    assert disliked - liked == pytest.approx(0.5)
+    liked, disliked = make_length_prior({**setting, "form": "product", "weight": 3})([10, 14])
+    assert liked - disliked == pytest.approx(6)
 
 
 def test_make_length_prior_imports_a_function(tmp_path, monkeypatch):
-    (tmp_path / "my_length_prior.py").write_text("def shorter(lengths):\n    return [-0.5 * n for n in lengths]\n")
+    (tmp_path / "my_length_prior.py").write_text(
+        "def shorter(lengths):\n    return [-0.5 * n for n in lengths]\n"
+        "def one(lengths):\n    return [0.0]\n"
+        "def infinite(lengths):\n    return [-float('inf') for n in lengths]\n"
+        "def words(lengths):\n    return ['short' for n in lengths]\n"
+        "def nothing(lengths):\n    return None\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    assert make_length_prior("my_length_prior:shorter")([2, 4]) == [-1, -2]
+    assert make_length_prior({"name": "my_length_prior:shorter"})([2, 4]) == [1, 2]
     with pytest.raises(ValueError, match=r"`length_prior='my_length_prior:longer'`: the module .* has no 'longer'"):
-        make_length_prior("my_length_prior:longer")
+        make_length_prior({"name": "my_length_prior:longer"})
     with pytest.raises(ValueError, match="there is no module 'no_such_module_of_mine'; is its folder on PYTHONPATH"):
-        make_length_prior("no_such_module_of_mine:shorter")
+        make_length_prior({"name": "no_such_module_of_mine:shorter"})
+    for name in ("one", "infinite", "words", "nothing"):
+        prior = make_length_prior({"name": f"my_length_prior:{name}"})
+        with pytest.raises(ValueError, match="one finite log-probability per length; for the lengths .2, 4. it"):
+            prior([2, 4])
 
 
 @pytest.mark.parametrize("name", ["normal", "lognormal"])
-@pytest.mark.parametrize(("mean", "std"), [(None, 2.0), (10.0, None), (10.0, 0.0), (10.0, -1.0)])
+@pytest.mark.parametrize(
+    ("mean", "std"), [(None, 2.0), (10.0, None), (10.0, 0.0), (10.0, -1.0), ("10", 2), (float("nan"), 1), (True, 2)]
+)
 def test_a_missing_or_bad_parameter_is_named(name, mean, std):
-    with pytest.raises(ValueError, match=f"`length_prior='{name}'` needs `length_prior_mean` and `length_prior_std`"):
-        make_length_prior(name, mean, std)
+    with pytest.raises(ValueError, match=f"`length_prior: {name}` needs `mean` and `std`, both in tokens and posi"):
+        make_length_prior({"name": name, "mean": mean, "std": std})
 
 
 def test_a_mean_of_zero_is_no_mean_of_a_lognormal_length():
     with pytest.raises(ValueError, match="in tokens and positive; got 0 and 1"):
-        make_length_prior("lognormal", 0, 1)
+        make_length_prior({"name": "lognormal", "mean": 0, "std": 1})
 
 
 @pytest.mark.parametrize("lengths", [None, []])
 def test_a_fitted_prior_without_lengths_says_what_to_set(lengths):
-    with pytest.raises(ValueError, match="at least one observed length; set `length_prior_lengths`"):
-        make_length_prior("fitted", lengths=lengths)
+    with pytest.raises(ValueError, match="at least one observed length; set `lengths` in `length_prior`"):
+        make_length_prior({"name": "fitted", "lengths": lengths})
 
 
-def test_an_unknown_prior_is_named_with_what_there_is():
-    with pytest.raises(ValueError, match="Unknown `length_prior='poisson'`: expected 'normal', 'lognormal', 'fitted'"):
-        make_length_prior("poisson")
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"name": "poisson"}, "the unknown name 'poisson': expected 'normal', 'lognormal', 'fitted', or 'module:func"),
+        ({"name": 3}, "must be a mapping with a `name`"),
+        (["normal", 1, 2], "must be a mapping with a `name`"),
+        (
+            {"name": "normal", "mean": 1, "std": 1, "sd": 2},
+            "`length_prior: normal` has no 'sd'; it takes name, me",
+        ),
+        (
+            {"name": "fitted", "lengths": [1], "mean": 2},
+            "`length_prior: fitted` has no 'mean'; it takes name, le",
+        ),
+        ({"name": "fitted", "lengths": "many"}, "`lengths` of `length_prior: fitted` must be positive numbers"),
+        ({"name": "fitted", "lengths": [3, "4"]}, "`lengths` of `length_prior: fitted` must be positive numbers"),
+        ({"name": "normal", "mean": 1, "std": 1, "weight": 0}, "`weight: 0` of `length_prior` must be a positive"),
+        (
+            {"name": "normal", "mean": 1, "std": 1, "weight": float("nan")},
+            "`weight: nan` .* must be a positive number",
+        ),
+        ({"name": "normal", "mean": 1, "std": 1, "form": "repel"}, "`form: 'repel'` .* must be 'attract' .* or 'pro"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_the_mapping_is_one_sentence(setting, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        make_length_prior(setting)
+    assert "\n" not in str(caught.value)

@@ -80,9 +80,9 @@ def package_losses(name: str, pairs: Pairs, beta: float, parameter: float) -> to
     if name == "dpop":
         return dpop_loss(margins, correction, beta, dpop_lambda=10 * parameter)
     if name == "cpl":
-        return cpl_loss(response, correction, beta, cpl_bias=parameter, margin_offset=0.7)
+        return cpl_loss(response, correction, beta, cpl_bias=parameter)
     if name == "nll":
-        return nll_anchor(pairs.padded(pairs.policy, 1), pairs.mask(1))
+        return nll_anchor(pairs.padded(pairs.policy, 1).sum(1))
     scores = [
         edit_weighted_scores(
             pairs.padded(pairs.policy, i) - pairs.padded(pairs.reference, i),
@@ -125,10 +125,10 @@ def naive_losses(name: str, pairs: Pairs, beta: float, parameter: float) -> list
             penalty = -sums[1] if sums[1] < 0 else 0 * sums[1]
             loss = -torch.log(naive_sigmoid(beta * (margin - 10 * parameter * penalty)))
         elif name == "cpl":
-            up, down = torch.exp(beta * (sums[1] + 0.7)), torch.exp(beta * parameter * sums[0])
+            up, down = torch.exp(beta * sums[1]), torch.exp(beta * parameter * sums[0])
             loss = -torch.log(up / (up + down))
         elif name == "nll":
-            loss = -log_likelihood[1] / len(policy[1])
+            loss = -log_likelihood[1]
         elif name == "ddpo":
             loss = -torch.log(naive_sigmoid(beta * (weighted[1] - weighted[0])))
         losses.append(loss)
@@ -242,10 +242,40 @@ def test_ddpo_is_normalised_by_its_weights_even_where_they_sum_to_less_than_one(
     assert score.item() == pytest.approx(-2)  # the weighted mean of one token is that token's log-prob
 
 
-def test_nll_anchor_is_the_mean_over_the_corrections_own_tokens():
-    log_probs = torch.tensor([[-1.0, -3.0, -100.0], [-6.0, -100.0, -100.0]])
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-    assert nll_anchor(log_probs, mask).tolist() == [2, 6]
+def scored(loss_type, log_probs, edited):
+    """A pair's score as its loss weighs tokens."""
+    mask = torch.ones_like(log_probs)
+    if loss_type == "ddpo":
+        return edit_weighted_scores(log_probs, mask, edited, 5.0)
+    return log_probs.mean(1) if loss_type == "ipo" else log_probs.sum(1)
+
+
+def loss_at(loss_type, response, correction, beta):
+    if loss_type == "linear":
+        return linear_loss(response, correction)
+    if loss_type == "cpl":  # its own zero: s(y') = 0.5 s(y)
+        return cpl_loss(response, correction, beta, 0.5)
+    if loss_type == "dpop":
+        return dpop_loss(correction - response, correction - correction.detach(), beta, 50.0)
+    of_margin = {"sigmoid": sigmoid_loss, "ddpo": sigmoid_loss, "hinge": hinge_loss, "ipo": ipo_loss}[loss_type]
+    return of_margin(correction - response, beta)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_anchors_share_of_the_gradient_on_an_edited_token_is_the_same_at_every_length(loss_type):
+    """At h = 0, worked out by hand: β / 2w, or what the loss's own slope makes of it."""
+    beta, weight = 0.3, 0.36
+    expected = {"linear": 1 / weight, "hinge": beta / weight, "ipo": 1 / (beta * weight)}
+    expected = expected.get(loss_type, beta / 2 / weight)
+    for n_tokens, n_edited in ((14, 1), (14, 3), (100, 1), (500, 20)):
+        edited = (torch.arange(n_tokens) < n_edited).double()[None]
+        log_probs = torch.full((1, n_tokens), -0.5, dtype=torch.float64, requires_grad=True)
+        score = scored(loss_type, log_probs, edited)
+        response = score.detach() * (2 if loss_type == "cpl" else 1)
+        (preference,) = torch.autograd.grad(loss_at(loss_type, response, score, beta), log_probs, retain_graph=True)
+        (anchor,) = torch.autograd.grad(weight * nll_anchor(score), log_probs)
+        assert preference[0, 0].item() < 0
+        assert (preference[0, 0] / anchor[0, 0]).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("margin", [-1e4, 1e4])

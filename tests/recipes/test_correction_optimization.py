@@ -116,7 +116,8 @@ def test_prompts_from_a_file_are_trained_on_without_an_evaluation(launch, tmp_pa
         ("--dataset_test_split nowhere", "has no split 'nowhere'"),
         ("--teacher nowhere:correct", "there is no module 'nowhere'"),
         ("--teacher correction_trl.carry_addition:nobody", "has no 'nobody'"),
-        ("--length_prior normal", "`length_prior_mean`"),
+        ("--length_prior normal", "`length_prior: 'normal'` must be a mapping"),
+        ("--length_prior_mean 20", "`--length_prior_mean` is gone: `length_prior` is one mapping"),
         ("--loss_type dpop --reference_free", "needs `reference_free=False`"),
     ],
 )
