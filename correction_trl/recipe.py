@@ -405,8 +405,9 @@ class TrainingRun:
             **(self.args.model_init_kwargs or {}),
         }
         peft_config = get_peft_config(self.model_args)
-        if peft_config is not None and re.fullmatch(r"\w+", str(peft_config.target_modules)):
-            peft_config.target_modules = {peft_config.target_modules}  # ModelConfig made a pattern of the one name
+        modules = peft_config.target_modules if peft_config is not None else None
+        if isinstance(modules, str) and re.fullmatch(r"\w+", modules):
+            peft_config.target_modules = {modules}  # ModelConfig made a pattern of the one name
         return {
             "model": self.model_name,
             "args": self.args,

@@ -147,13 +147,13 @@ def test_a_repository_is_created_before_the_run_or_the_refusal_is_said_then(hub)
     assert TOKEN not in result.stderr
 
 
-def assert_says_what_to_do(result: subprocess.CompletedProcess, folder: Path, repository: str):
+def assert_says_what_to_do(result: subprocess.CompletedProcess, folder: Path, repository: str, copy: str = ""):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith(f"The push to '{repository}' failed (")
     assert f"Nothing is lost: everything is in {folder}" in message
-    assert f"`hf upload {repository} {folder} ." in message
+    assert f"`hf upload {repository} {folder}{copy} ." in message
     assert TOKEN not in result.stdout + result.stderr
 
 
@@ -169,7 +169,7 @@ def test_a_recipe_whose_push_is_refused_has_everything_on_disk_to_push_again(hub
     files = contents(folder)
     assert set(PUSHED) <= set(files), result.stderr
     assert json.loads(files["metrics.json"])["after"]
-    assert_says_what_to_do(result, folder, "tester/recipe")
+    assert_says_what_to_do(result, folder, "tester/recipe", copy="/to_push")  # the adapter's base is a local folder
     assert not hub.repositories["tester/recipe"]
     assert TOKEN.encode() not in b"".join(files.values())
 
@@ -177,4 +177,8 @@ def test_a_recipe_whose_push_is_refused_has_everything_on_disk_to_push_again(hub
     result = push(folder, "tester/recipe", hub.endpoint)
     assert result.returncode == 0, result.stderr
     received = hub.repositories["tester/recipe"]
-    assert {name: received[name] for name in PUSHED} == {name: files[name] for name in PUSHED}
+    adapter_config = json.loads(received["adapter_config.json"])
+    assert adapter_config == json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": "tiny-carry-chat"}
+    for name in set(PUSHED) - {"adapter_config.json"}:
+        assert received[name] == files[name]
+    assert str(tmp_path).encode() not in b"".join(received.values())
