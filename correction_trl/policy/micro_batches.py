@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from ..errors import BadInput
+from .gpu_memory import usable_bytes
 
 
 # Of the card's memory, kept free beside what was measured: fragmentation, longer rows than those that were tried
@@ -169,8 +170,7 @@ class MicroBatchTrainerMixin:
             sizes.append(size)
         per_token = max((peaks[2] - peaks[1]) / max(sizes[2] - sizes[1], 1), 1.0)
         fixed = peaks[1] - per_token * sizes[1]
-        free, total = torch.cuda.mem_get_info(device)
-        usable = free + torch.cuda.memory_reserved(device) - self._optimizer_bytes_to_come() - MARGIN * total
+        usable = (1 - MARGIN) * usable_bytes(device) - self._optimizer_bytes_to_come()
         budget = int((usable - fixed) / per_token)
         # One value for all processes: the smallest. Not below one row, which has to fit in any case
         budget = torch.tensor([min(max(budget, sizes[1]), n_rows * sizes[1])], device=device)

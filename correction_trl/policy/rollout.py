@@ -1,7 +1,6 @@
 """Which way responses are sampled, and from which weights; what is done instead when that way fails."""
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .captured_decoding import CapturedDecoding, Unsupported
 from .generation import KeptRows, generate, generate_completions
+from .gpu_memory import free_bytes
 from .weight_copy import WeightCopy
 
 
@@ -153,7 +153,7 @@ class Rollouts:
     ) -> list[list[int]] | None:
         """By captured steps; `None` if that cannot be, which one line has said."""
         if not continues:
-            if self._keeps and _free_memory(self._device) < MARGIN:  # training has met longer rows than before
+            if self._keeps and free_bytes(self._device) < MARGIN:  # training has met longer rows than before
                 self._keeps, self._must_give_back = False, True
                 self.close()
             self._copy_is_fresh = False
@@ -208,12 +208,12 @@ class Rollouts:
             needed += captured.cache_bytes(n_slots, length)
         versions = tuple(weight._version for weight in self._model.parameters() if weight.requires_grad)
         if needed:
-            untouched = _free_memory(self._device)
+            untouched = free_bytes(self._device)
             was_trained = self._versions not in (None, versions)
             self._keeps = needed + MARGIN <= untouched and (self.resident or was_trained) and not self._must_give_back
             if needed + MARGIN > untouched and self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what training has used and given back
-            free = _free_memory(self._device)
+            free = free_bytes(self._device)
             if copy is not None and needed + MARGIN > free:
                 self._step_down(
                     f"{self._way} weights and a cache of {n_slots} rows need {needed / 2**30:.1f} GiB, "
@@ -232,8 +232,3 @@ class Rollouts:
         captured.copy = copy
         self._versions = versions
         return n_slots
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that no process has taken, as the driver says."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize

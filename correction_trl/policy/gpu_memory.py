@@ -1,0 +1,24 @@
+"""How much of a card this process may use, measured."""
+
+import sys
+
+import torch
+
+
+def usable_bytes(device: torch.device) -> int:
+    """
+    Bytes that this process may hold on a device in all, what it holds already included: what others leave free, and no
+    more than `torch.cuda.set_per_process_memory_fraction` allows. Off a GPU nothing is measured: no limit.
+    """
+    if device.type != "cuda":
+        return sys.maxsize
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return min(free + torch.cuda.memory_reserved(device), allowed)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is left of [`usable_bytes`]."""
+    if device.type != "cuda":
+        return sys.maxsize
+    return usable_bytes(device) - torch.cuda.memory_allocated(device)
