@@ -7,8 +7,9 @@ train it. Each part runs in one process, one after the other, and its figures ar
     generation   N x M tokens: `generate` (dynamic cache, 4-bit, unmerged adapter), captured steps on the weights as
                  they are trained, on a 16-bit copy with the adapter beside it, and with the adapter merged in
     merging      what merging changes in the distribution: log p of sampled tokens, before and after
-    updates      whole updates of correction optimization (16 pairs) and SCoRe (64 rollouts): `rollout: eager` with
-                 micro-batches of one row, against `rollout: auto` with micro-batches by tokens
+    updates      whole updates of correction optimization (16 pairs) and SCoRe (64 rollouts) with the settings of the
+                 24 GB configs: `rollout: eager` and micro-batches of one pair (four rollouts), against `rollout: auto`
+                 and micro-batches by tokens
     bf16         generation on a 16-bit base with LoRA
 
     python benchmarks/rollout_speed.py --device cuda                  # writes results/rollout_speed.json
@@ -21,10 +22,10 @@ import gc
 import json
 import os
 import random
-import statistics
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -283,21 +284,10 @@ class Bench:
             captured = rollouts._captured
             if captured is not None:
                 row |= self._stages(rollouts, captured, prompts, short, seeds)
-                row["agreement"] = self._agreement(rollouts, prompts)
+        # Of the sampled tokens, recomputed: the same for all ways, but for chance
         rollouts.close()
+        row["mean_log_p"] = torch.cat(self.log_probs(prompts[:16], found[:16])).mean().item()
         return row
-
-    def _agreement(self, rollouts: Rollouts, prompts: list[list[int]]) -> dict:
-        """Tokens equal to those of `generate`, up to the first that differs: all, but for rounding and near ties."""
-        equal = {}
-        for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-            config = sampling_config(self.tokenizer, [1], min(16, self.args.new_tokens), temperature)
-            rows, seeds = prompts[:16], list(range(16))
-            ours = rollouts(self.model, rows, config, seeds)[0]
-            theirs = Rollouts("eager")(self.model, rows, config, seeds)[0]
-            same = [len(os.path.commonprefix([a, b])) for a, b in zip(ours, theirs, strict=True)]
-            equal[name] = sum(same) / sum(map(len, theirs))
-        return equal
 
     def _stages(self, rollouts, captured: CapturedDecoding, prompts, short, seeds) -> dict:
         """Where the time of a call goes."""
@@ -377,11 +367,11 @@ class Bench:
         return found
 
     def updates(self, figures: dict, what: str) -> None:
-        """Both contenders start from the same adapter; the first update of each is not timed."""
+        """Both contenders start from the same adapter. "new" comes first: the other one is the slow one."""
         build = self.correction_optimization if what == "correction_optimization" else self.score
         for name, settings in (
-            ("new", {"rollout": "auto", "max_tokens_per_micro_batch": "auto", "batch": self.args.new_batch}),
-            ("before", {"rollout": "eager", "max_tokens_per_micro_batch": None, "batch": 1}),
+            ("new", {"rollout": "auto", "max_tokens": "auto", "n_cycles": 1 + self.args.cycles}),
+            ("before", {"rollout": "eager", "max_tokens": None, "n_cycles": 1}),
         ):
             try:
                 figures[name] = self._updates(build, **settings)
@@ -398,25 +388,31 @@ class Bench:
             figures["ratio"] = figures["before"]["seconds"] / figures["new"]["seconds"]
             self.say(f"{what}: {figures['ratio']:.2f}x")
 
-    def _updates(self, build: Callable, rollout: str, max_tokens_per_micro_batch: str | None, batch: int) -> dict:
+    def _updates(self, build: Callable, rollout: str, max_tokens: str | None, n_cycles: int) -> dict:
+        """
+        A cycle samples once and trains on it: four updates of correction optimization, one of SCoRe. Where there are
+        several, the first is not counted: graphs are captured, and the size of micro-batches is found.
+        """
         if isinstance(self.model, PeftModel):
             self.model = self.model.unload()
-        n_updates = self.args.updates
-        trainer, clock = build(rollout, max_tokens_per_micro_batch, batch, n_updates + 1)
+        per_cycle = 4 if build == self.correction_optimization else 1
+        trainer, clock = build(rollout, max_tokens, n_cycles * per_cycle)
         trainer.remove_callback(PrinterCallback)
         try:
             _, peak = self.clock(trainer.train)
         finally:
             self.model = trainer.accelerator.unwrap_model(trainer.model)
-        seconds = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
+        first = per_cycle if n_cycles > 1 else 0
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         row = {
-            "seconds": statistics.mean(seconds),
-            "all_seconds": seconds,
+            "seconds": (clock.times[-1] - clock.times[first]) / (len(clock.times) - 1 - first),
+            "all_seconds": [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)],
             "peak_gib": peak,
-            "forwards": clock.forwards,
+            "forwards": [f"{n} x {shape[0]} rows of {shape[1]}" for shape, n in Counter(clock.forwards).items()],
             "time": {
-                key: [entry.get(key) for entry in logs] for key in logs[-1] if key.startswith(("time/", "rollout/"))
+                key: [entry.get(key) for entry in logs]
+                for key in sorted(set().union(*logs))
+                if key.startswith(("time/", "rollout/"))
             },
         }
         trainer.model = trainer.model_wrapped = None
@@ -454,7 +450,7 @@ class Bench:
         rank = self.args.rank
         return LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
-    def correction_optimization(self, rollout, max_tokens, batch, max_steps):
+    def correction_optimization(self, rollout, max_tokens, max_steps):
         rows, words = self.args.pairs, MODELS[self.name].vocab_size - 3
 
         def teacher(prompts, responses, **columns):
@@ -476,13 +472,14 @@ class Bench:
             model=self.model,
             args=CorrectionOptimizationConfig(
                 **self.common(rollout, max_tokens, max_steps, CorrectionOptimizationConfig),
-                per_device_train_batch_size=batch,
-                gradient_accumulation_steps=rows // batch,
+                per_device_train_batch_size=1,
+                gradient_accumulation_steps=rows,
+                generation_batch_size=None if rollout == "auto" else 32,
                 loss_type="sigmoid",
                 beta=0.1,
                 nll_weight=5.0,
                 max_length=None,
-                max_staleness=0,
+                max_staleness=3,
             ),
             train_dataset=dataset,
             teacher=teacher,
@@ -493,9 +490,9 @@ class Bench:
         clock.watch(trainer.model)
         return trainer, clock
 
-    def score(self, rollout, max_tokens, batch, max_steps):
+    def score(self, rollout, max_tokens, max_steps):
         rows = self.args.rollouts
-        batch = max(batch, 4) if max_tokens is None else min(rows, max(batch, 8))
+        batch = 4 if max_tokens is None else 8  # where tokens do not decide
 
         def reward(completions, **columns):
             return [len(text) % 7 / 7 for text in completions]
@@ -535,9 +532,12 @@ class Clock(TrainerCallback):
     def watch(self, model: nn.Module) -> None:
         def hook(module, args, kwargs):
             if torch.is_grad_enabled():
-                self.forwards.append(list(kwargs["input_ids"].shape))
+                self.forwards.append(tuple(kwargs["input_ids"].shape))
 
         model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.cuda:
@@ -580,14 +580,13 @@ def main():
     parser.add_argument("--completion_length", type=int, default=256)
     parser.add_argument("--rollouts", type=int, default=64, help="rollouts of a step of SCoRe")
     parser.add_argument("--attempt_length", type=int, default=128)
-    parser.add_argument("--updates", type=int, default=2, help="timed updates; one more comes first")
-    parser.add_argument("--new_batch", type=int, default=16, help="rows of a micro-batch where tokens do not decide")
+    parser.add_argument("--cycles", type=int, default=2, help="of sampling and training, after a first one")
     parser.add_argument("--out", default=str(RESULTS))
     args = parser.parse_args()
     if args.tiny:
         args.rows, args.prompt_length, args.new_tokens, args.merging_tokens = 6, 12, 20, 20
         args.merging_rows, args.pairs, args.completion_length, args.rollouts, args.attempt_length = 4, 4, 8, 8, 6
-        args.rank, args.updates, args.new_batch = 4, 1, 4
+        args.rank, args.cycles = 4, 1
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     disable_progress_bars()
     bench = Bench(args)
