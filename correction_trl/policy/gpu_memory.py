@@ -22,3 +22,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return sys.maxsize
     return usable_bytes(device) - torch.cuda.memory_allocated(device)
+
+
+def untouched_bytes(device: torch.device) -> int:
+    """What of [`usable_bytes`] PyTorch's allocator has not asked for: since its cache was emptied, nothing used it."""
+    if device.type != "cuda":
+        return sys.maxsize
+    return usable_bytes(device) - torch.cuda.memory_reserved(device)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .captured_decoding import CapturedDecoding, Unsupported
 from .generation import KeptRows, generate, generate_completions
-from .gpu_memory import free_bytes
+from .gpu_memory import untouched_bytes
 from .weight_copy import WeightCopy
 
 
@@ -153,7 +153,7 @@ class Rollouts:
     ) -> list[list[int]] | None:
         """By captured steps; `None` if that cannot be, which one line has said."""
         if not continues:
-            if self._keeps and free_bytes(self._device) < MARGIN:  # training has met longer rows than before
+            if self._keeps and untouched_bytes(self._device) < MARGIN:  # training has met longer rows than before
                 self._keeps, self._must_give_back = False, True
                 self.close()
             self._copy_is_fresh = False
@@ -208,12 +208,12 @@ class Rollouts:
             needed += captured.cache_bytes(n_slots, length)
         versions = tuple(weight._version for weight in self._model.parameters() if weight.requires_grad)
         if needed:
-            untouched = free_bytes(self._device)
+            untouched = untouched_bytes(self._device)  # by training, since the last time
             was_trained = self._versions not in (None, versions)
             self._keeps = needed + MARGIN <= untouched and (self.resident or was_trained) and not self._must_give_back
             if needed + MARGIN > untouched and self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what training has used and given back
-            free = free_bytes(self._device)
+            free = untouched_bytes(self._device)
             if copy is not None and needed + MARGIN > free:
                 self._step_down(
                     f"{self._way} weights and a cache of {n_slots} rows need {needed / 2**30:.1f} GiB, "

@@ -257,7 +257,7 @@ class TestWhenAWayFails:
     @pytest.mark.parametrize(("missing", "way"), [(1, "as_trained"), (0, "merged")])
     def test_a_copy_that_does_not_fit_is_not_made(self, model, monkeypatch, caplog, missing, way):
         needed = CapturedDecoding(model).cache_bytes(11, 32) + WeightCopy(model.get_base_model(), merged=True).n_bytes
-        monkeypatch.setattr(rollout, "free_bytes", lambda device: rollout.MARGIN + needed - missing)
+        monkeypatch.setattr(rollout, "untouched_bytes", lambda device: rollout.MARGIN + needed - missing)
         engine = Rollouts("compiled", "merged")
         assert engine(model, self.rows, SAMPLED, self.seeds)[0] == generate(model, self.rows, SAMPLED, self.seeds)[0]
         assert engine.ways == {way: 11}
@@ -268,7 +268,7 @@ class TestWhenAWayFails:
 
     def test_a_cache_that_does_not_fit_takes_fewer_rows_at_a_time(self, llama, monkeypatch, caplog):
         bytes_per_row = CapturedDecoding(llama).cache_bytes(1, 32)
-        monkeypatch.setattr(rollout, "free_bytes", lambda device: rollout.MARGIN + 4 * bytes_per_row)
+        monkeypatch.setattr(rollout, "untouched_bytes", lambda device: rollout.MARGIN + 4 * bytes_per_row)
         engine = Rollouts("compiled")
         assert engine(llama, self.rows, GREEDY)[0] == generate(llama, self.rows, GREEDY)[0]
         assert [record.message for record in caplog.records] == [
