@@ -33,8 +33,8 @@ from correction_trl import CorrectorSFTConfig, CorrectorSFTTrainer
 from correction_trl.carry_addition import embedded_path, exact_match, marked_digits, right_digits
 from correction_trl.evaluation import evaluate_corrector
 from correction_trl.evaluation.metrics import summarize
-from correction_trl.policy.generation import generate_completions, sampling_config
-from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
+from correction_trl.policy.generation import Sampler, seeded
+from correction_trl.policy.tokenization import tokenize_prompt
 from correction_trl.reporting import installed_versions
 
 
@@ -111,16 +111,15 @@ def train(arm, seed, dataset, model_path, folder, args):
 def controls(generator, tokenizer, dataset, seed):
     """By temperature, the accuracies of what spends samples of the generator instead of corrections."""
     prompt_ids = [tokenize_prompt(tokenizer, prompt)[1] for prompt in dataset["prompt"]]
-    stop_ids = stop_token_ids(tokenizer, generator.generation_config)
 
     def right(texts):
         return summarize([float(text == answer) for text, answer in zip(texts, dataset["answer"], strict=True)])
 
     found = {}
     for temperature in TEMPERATURES:
-        config = sampling_config(tokenizer, stop_ids, 16, temperature)
-        torch.manual_seed(seed)
-        samples = [decode(tokenizer, generate_completions(generator, prompt_ids, config, 500)) for _ in range(4)]
+        sampler = Sampler(generator, tokenizer, 16, temperature, batch_size=500)
+        with seeded(seed, generator.device):
+            samples = [sampler(prompt_ids).texts for _ in range(4)]
         of_temperature = {"resample": right(samples[0])}
         for n in (2, 3, 4):
             # The first of equally frequent ones

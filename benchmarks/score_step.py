@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 from trl.trainer.utils import pad, selective_log_softmax
 
 from correction_trl import SCoReConfig, SCoReTrainer
@@ -40,7 +40,7 @@ class StraightforwardLoop:
         self.model = AutoModelForCausalLM.from_pretrained(model_path)
         self.reference = AutoModelForCausalLM.from_pretrained(model_path).eval()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=trainer.args.learning_rate)
-        self.config = GenerationConfig(**trainer.generation_kwargs, disable_compile=True)
+        self.config = trainer._sampler.config
 
     def rollouts(self, rows):
         tokenizer = self.trainer._tokenizer

@@ -44,6 +44,8 @@ REMOVED_SETTINGS = {
     ),
     "threshold": "set `correct_threshold`",
     "right": "set `correct_threshold`",
+    "min_p": "set `generation_kwargs: {min_p: ...}`",
+    "repetition_penalty": "set `generation_kwargs: {repetition_penalty: ...}`",
 }
 # TRL's advice for adapters: ten times the learning rate of full fine-tuning
 ADAPTER_LEARNING_RATE_FACTOR = 10

@@ -88,8 +88,8 @@ def main(args):
     from correction_trl.functions import import_function
     from correction_trl.inference import correct_iteratively
     from correction_trl.policy.corrector_prompt import template_of
-    from correction_trl.policy.generation import generate_completions, sampling_config
-    from correction_trl.policy.tokenization import decode, stop_token_ids, tokenize_prompt
+    from correction_trl.policy.generation import Sampler
+    from correction_trl.policy.tokenization import tokenize_prompt
 
     functions = {
         name: import_function(getattr(args, name), name) if getattr(args, name) else None
@@ -113,9 +113,8 @@ def main(args):
         problems = load_dataset(embedded_path("carry_addition"), split="validation[:20]")
         base = AutoModelForCausalLM.from_pretrained(embedded_path("tiny-carry-chat"))
         base_tokenizer = AutoTokenizer.from_pretrained(embedded_path("tiny-carry-chat"))
-        config = sampling_config(base_tokenizer, stop_token_ids(base_tokenizer, base.generation_config), 16, 0.0)
         prompt_ids = [tokenize_prompt(base_tokenizer, prompt)[1] for prompt in problems["prompt"]]
-        responses = decode(base_tokenizer, generate_completions(base, prompt_ids, config))
+        responses = Sampler(base, base_tokenizer, max_new_tokens=16, temperature=0)(prompt_ids).texts
         lines = [json.dumps({**row, "response": y}) for row, y in zip(problems, responses, strict=True)]
         source, name = nullcontext(lines), "the embedded problems"
     elif args.input == "-":

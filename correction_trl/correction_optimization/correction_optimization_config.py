@@ -109,12 +109,8 @@ class CorrectionOptimizationConfig(DPOConfig):
             Nucleus sampling: the smallest set of tokens with at least this probability.
         top_k (`int`, *optional*, defaults to `0`):
             Number of most likely tokens to sample from; `0`: all.
-        min_p (`float`, *optional*):
-            Least probability of a token, relative to the most likely one.
-        repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Values above 1 discourage repetition.
         generation_kwargs (`dict`, *optional*):
-            Further arguments of [`~transformers.GenerationConfig`] (or vLLM's sampling parameters).
+            Further arguments of [`~transformers.GenerationConfig`], such as `min_p` (or vLLM's sampling parameters).
         generation_batch_size (`int`, *optional*):
             Most prompts in one call of `generate`; by default all those of an update (times `max_staleness + 1`).
         max_staleness (`int`, *optional*, defaults to `0`):
@@ -206,10 +202,6 @@ class CorrectionOptimizationConfig(DPOConfig):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling probability."})
     top_k: int = field(default=0, metadata={"help": "Sample from this many most likely tokens; 0: all."})
-    min_p: float | None = field(
-        default=None, metadata={"help": "Least probability relative to the most likely token."}
-    )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further generation arguments."}
     )

@@ -1,5 +1,4 @@
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -22,7 +21,6 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -30,9 +28,8 @@ from transformers import (
 )
 from transformers.utils import is_rich_available
 from trl import DPOTrainer
-from trl.distributed import DistributedBackend
 from trl.import_utils import is_vllm_available
-from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from ..data_utils import (
@@ -48,7 +45,7 @@ from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
 from ..functions import call_teacher, call_value_function
 from ..policy.attention import unsupported_reason
-from ..policy.generation import generate_completions
+from ..policy.generation import Sampler, seed_of
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
@@ -58,7 +55,6 @@ from ..policy.tokenization import (
     decode,
     encode_completion,
     end_of_turn_token_id,
-    stop_token_ids,
     tokenize_prompt,
 )
 from ..reporting.trainer_card import ModelCardMixin
@@ -522,23 +518,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
 
     def _set_up_generation(self):
         args = self.args
-        generation_kwargs = {
-            "max_new_tokens": args.max_completion_length,
-            "do_sample": True,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "min_p": args.min_p,
-            "repetition_penalty": args.repetition_penalty,
-            "bos_token_id": self._tokenizer.bos_token_id,
-            "pad_token_id": self._tokenizer.pad_token_id,
-            "eos_token_id": stop_token_ids(self._tokenizer, self.model.generation_config),
-            **(args.generation_kwargs or {}),
-        }
-        stop_ids = generation_kwargs["eos_token_id"]  # `generation_kwargs` may name another one
-        generation_kwargs["eos_token_id"] = [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
-        self._generation_kwargs = generation_kwargs
-        self._distributed = DistributedBackend(self.accelerator)
+        self._sampler = self._make_sampler(args.max_completion_length, args.temperature)
         self._vllm = None
         if args.use_vllm and self.teacher is not None:
             self._vllm = self._start_vllm()
@@ -554,6 +534,20 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
                 "which has no lower bound."
             ],
         }
+
+    def _make_sampler(self, max_new_tokens: int, temperature: float) -> Sampler:
+        args = self.args
+        return Sampler(
+            self.model,
+            self._tokenizer,
+            max_new_tokens,
+            temperature,
+            args.top_p,
+            args.top_k,
+            args.generation_kwargs,
+            batch_size=args.generation_batch_size,
+            trainer=self,
+        )
 
     def _start_vllm(self):
         args = self.args
@@ -575,62 +569,22 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             temperature=args.temperature,
             top_p=args.top_p,
             top_k=args.top_k,
-            min_p=0.0 if args.min_p is None else args.min_p,
-            repetition_penalty=args.repetition_penalty,
             max_completion_length=args.max_completion_length,
             logprobs=None,
             generation_kwargs=args.generation_kwargs,
         )
 
-    def _sample(
-        self, prompt_ids: list[list[int]], seed_name: str, policy_teacher: PolicyTeacher | None = None
-    ) -> list[list[int]]:
-        """Responses of the current policy. Their randomness depends on the seed, the step and the process alone, so
-        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was. With
-        a `policy_teacher` the reference policy answers, as that teacher wants it."""
-        if self._vllm is not None and policy_teacher is None:
+    def _sample(self, prompt_ids: list[list[int]], seed_name: str) -> list[list[int]]:
+        """Responses of the current policy."""
+        if self._vllm is not None:
             if self._vllm_synced_step != self.state.global_step:
                 self._vllm.sync_weights()
                 self._vllm_synced_step = self.state.global_step
             return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
-        key = f"{self.args.seed}/{seed_name}/{self.accelerator.process_index}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        device = self.accelerator.device
-        was_training = self.model.training
-        generation_kwargs, adapter = self._generation_kwargs, contextlib.nullcontext()
-        if policy_teacher is not None:
-            adapter = self._adapter_off()
-            temperature = policy_teacher.sampling["temperature"]
-            generation_kwargs = {
-                **generation_kwargs,
-                "max_new_tokens": policy_teacher.max_tokens or self.args.max_completion_length,
-                "do_sample": temperature > 0,
-                "temperature": temperature or None,
-            }
-            if not temperature:
-                generation_kwargs.update(top_p=None, top_k=None, min_p=None)
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._distributed.summon_full_params(self.model_wrapped, recurse=False),
-            adapter,
-        ):
-            torch.manual_seed(seed)
-            model.eval()
-            completion_ids = generate_completions(
-                model,
-                prompt_ids,
-                GenerationConfig(**generation_kwargs, disable_compile=True),
-                batch_size=self.args.generation_batch_size,
-            )
-            model.train(was_training)
-        return completion_ids
+        return self._sampler(prompt_ids, self._seed(seed_name)).ids
+
+    def _seed(self, name: str) -> int:
+        return seed_of(self.args.seed, name, self.accelerator.process_index)
 
     def _lend_the_policy(self, teacher: PolicyTeacher):
         if self._overlaps:
@@ -644,13 +598,15 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
                 f"{base} without adapter" if is_peft_model(self.model) else f"{base} at step {self.state.global_step}"
             )
 
-        stop_ids = self._generation_kwargs["eos_token_id"]
-        teacher.bind(
-            lambda prompt_ids, teacher: self._sample(prompt_ids, f"teacher at {self.state.global_step}", teacher),
-            self._tokenizer,
-            stop_ids,
-            name,
+        sampler = self._make_sampler(
+            teacher.max_tokens or self.args.max_completion_length, teacher.sampling["temperature"]
         )
+
+        def reply(prompt_ids: list[list[int]], teacher: PolicyTeacher) -> list[list[int]]:
+            with self._adapter_off():
+                return sampler(prompt_ids, self._seed(f"teacher at {self.state.global_step}")).ids
+
+        teacher.bind(reply, self._tokenizer, sampler.stop_ids, name)
 
     def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
         """Sample a response to each prompt and have it corrected: examples for the collator."""
@@ -704,7 +660,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
         prompts = [row["prompt"] for row in rows]
 
         conversational = not isinstance(prompts[0], str)
-        stop_ids = self._generation_kwargs["eos_token_id"]
+        stop_ids = self._sampler.stop_ids
         end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
         values = [
             list(

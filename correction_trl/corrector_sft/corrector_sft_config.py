@@ -98,12 +98,8 @@ class CorrectorSFTConfig(SFTConfig):
             Nucleus sampling: the smallest set of tokens with at least this probability.
         top_k (`int`, *optional*, defaults to `0`):
             Number of most likely tokens to sample from; `0`: all.
-        min_p (`float`, *optional*):
-            Least probability of a token, relative to the most likely one.
-        repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Values above 1 discourage repetition.
         generation_kwargs (`dict`, *optional*):
-            Further arguments of [`~transformers.GenerationConfig`].
+            Further arguments of [`~transformers.GenerationConfig`], such as `min_p`.
         max_tokens_per_micro_batch (`int` or `str`, *optional*, defaults to `"auto"`):
             The rows of an update (`per_device_train_batch_size` times `gradient_accumulation_steps`) are sorted by
             length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
@@ -187,8 +183,6 @@ class CorrectorSFTConfig(SFTConfig):
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling."})
     top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
-    min_p: float | None = field(default=None, metadata={"help": "Least probability relative to the likeliest token."})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1: discourages repetition."})
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further arguments of GenerationConfig."}
     )

@@ -1,4 +1,3 @@
-import hashlib
 import inspect
 import textwrap
 import time
@@ -17,14 +16,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
 )
 from trl import SFTTrainer
-from trl.distributed import DistributedBackend
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
@@ -35,17 +32,15 @@ from ..evaluation.evaluate import Evaluation
 from ..functions import import_function
 from ..judging import comment, judge
 from ..policy.corrector_prompt import CorrectorPrompt
-from ..policy.generation import generate_completions
+from ..policy.generation import Sampler, seed_of
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
     check_tokenizer,
-    decode,
     encode_completion,
     end_of_turn_token_id,
-    stop_token_ids,
     tokenize_prompt,
 )
 from ..reporting.trainer_card import ModelCardMixin
@@ -295,64 +290,37 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
     def _set_up_sampling(self):
         args = self.args
         conversational = not isinstance(self.train_dataset[0]["prompt"], str)
-        generation_kwargs = {
-            "max_new_tokens": args.max_completion_length,
-            "do_sample": True,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "min_p": args.min_p,
-            "repetition_penalty": args.repetition_penalty,
-            **(args.generation_kwargs or {}),
-        }
-        self._generation_kwargs = generation_kwargs
-        self._stop_ids = stop_token_ids(self._tokenizer, self.model.generation_config)
-        self._end_of_turn = end_of_turn_token_id(self._tokenizer, self._stop_ids, conversational)
-        self._distributed = DistributedBackend(self.accelerator)
+        self._sampler = self._make_sampler(self.model, self._tokenizer, trainer=self)
+        stop_ids = self._sampler.stop_ids
+        self._end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
         self.corrector_prompt = CorrectorPrompt(
-            self._tokenizer, self._stop_ids, conversational, args.message_template, args.chat_template_kwargs
+            self._tokenizer, stop_ids, conversational, args.message_template, args.chat_template_kwargs
         )
         if args.show_response:  # what is wrong with a template is said before anything is sampled
             self.corrector_prompt([], [], None if self.feedback_function is None else "feedback")
 
-    def _seed(self, name: str) -> int:
-        key = f"{self.args.seed}/{name}/step {self.state.global_step}/{self.accelerator.process_index}"
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+    def _make_sampler(self, model, tokenizer: PreTrainedTokenizerBase, trainer: Trainer | None = None) -> Sampler:
+        args = self.args
+        return Sampler(
+            model,
+            tokenizer,
+            args.max_completion_length,
+            args.temperature,
+            args.top_p,
+            args.top_k,
+            args.generation_kwargs,
+            batch_size=args.generation_batch_size,
+            trainer=trainer,
+        )
 
-    def _sample(self, prompt_ids: list[list[int]], name: str) -> list[list[int]]:
-        """Responses of the model as it is. Their randomness depends on the seed, the step and the process alone, so
-        that a resumed run samples what the uninterrupted one did; the surrounding random state is left as it was."""
-        kwargs = {
-            **self._generation_kwargs,
-            "pad_token_id": self._tokenizer.pad_token_id,
-            "eos_token_id": self._stop_ids,
-        }
-        device = self.accelerator.device
-        was_training = self.model.training
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._distributed.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            torch.manual_seed(self._seed(name))
-            model.eval()
-            config = GenerationConfig(**kwargs, disable_compile=True)
-            completion_ids = generate_completions(model, prompt_ids, config, self.args.generation_batch_size)
-            model.train(was_training)
-        return completion_ids
+    def _seed(self, name: str) -> int:
+        return seed_of(self.args.seed, name, f"step {self.state.global_step}", self.accelerator.process_index)
 
     def _sample_from_generator(self, numbers: list[int]) -> list[tuple[str, list[int], bool]]:
         """Text, ids for the corrector, and whether it is whole, of one response of the generator to each prompt."""
         if self._generator is None:
-            ids = self._sample(self._prompt_ids(numbers), "generator")
-            whole = [bool(one) and one[-1] in self._stop_ids for one in ids]
-            return list(zip(decode(self._tokenizer, ids), ids, whole, strict=True))
+            found = self._sampler(self._prompt_ids(numbers), self._seed("generator"))
+            return [(text, ids, not cut) for text, ids, cut in zip(found.texts, found.ids, found.cut_off, strict=True)]
         generator, tokenizer = self._generator, self._generator_tokenizer
         if isinstance(generator, str):
             if tokenizer is None:
@@ -363,18 +331,10 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
         prompts = self.train_dataset[numbers]["prompt"]
         check_tokenizer(tokenizer, not isinstance(prompts[0], str))
         generator = generator.to(self.accelerator.device).eval()
-        stop_ids = stop_token_ids(tokenizer, generator.generation_config)
-        pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        config = GenerationConfig(
-            **self._generation_kwargs, pad_token_id=pad_token_id, eos_token_id=stop_ids, disable_compile=True
-        )
         prompt_ids = [ids for _, ids in self._render(numbers, tokenizer)]
-        with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
-            torch.manual_seed(self._seed("generator"))
-            ids = generate_completions(generator, prompt_ids, config, self.args.generation_batch_size)
-        whole = [bool(one) and one[-1] in stop_ids for one in ids]
-        texts = decode(tokenizer, ids)
-        return list(zip(texts, self._encode(numbers, texts), whole, strict=True))
+        found = self._make_sampler(generator, tokenizer)(prompt_ids, self._seed("generator"))
+        ids = self._encode(numbers, found.texts)  # of the corrector's tokenizer
+        return [(text, one, not cut) for text, one, cut in zip(found.texts, ids, found.cut_off, strict=True)]
 
     def _encode(self, numbers: list[int], texts: list[str]) -> list[list[int]]:
         """Ids of responses that are given as text."""
@@ -428,14 +388,13 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
             self.corrector_prompt(of_prompt, self.pool.ids(i), self.pool.feedback[i])
             for of_prompt, i in zip(prompt_ids, hypotheses, strict=True)
         ]
-        ids = self._sample(inputs, "corrector") if inputs else []
+        found = self._sampler(inputs, self._seed("corrector"))
         records = [
-            Record(
-                n, text, one, None, source=CORRECTOR, step=step, parent=i,
-                can_be_target=bool(one) and one[-1] in self._stop_ids,
+            Record(n, text, ids, None, source=CORRECTOR, step=step, parent=i, can_be_target=not cut_off)
+            for n, i, text, ids, cut_off in zip(
+                numbers, hypotheses, found.texts, found.ids, found.cut_off, strict=True
             )
-            for n, i, one, text in zip(numbers, hypotheses, ids, decode(self._tokenizer, ids), strict=True)
-        ]  # fmt: skip
+        ]
         values = self.pool.value  # the columns are replaced when responses are added
         records = self._judge_and_add(records, "corrector")
         gains = np.array([r.value - values[r.parent] for r in records if r.value is not None])

@@ -12,15 +12,13 @@ from trl.trainer.utils import pad, selective_log_softmax
 
 from ..data_utils import check_dataset
 from ..functions import call_teacher, call_value_function
-from ..policy.generation import generate_completions, sampling_config
+from ..policy.generation import Sampler, policy_for_generation
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
     check_tokenizer,
-    decode,
     encode_completion,
     end_of_turn_token_id,
-    stop_token_ids,
     tokenize_prompt,
 )
 from .evaluate import Evaluation
@@ -82,15 +80,10 @@ def evaluate_corrections(
     check_dataset(dataset, "the evaluation dataset", teacher or value_function)
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)
-    greedy = sampling_config(tokenizer, stop_ids, max_completion_length, temperature=0)
-    sampled = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
+    greedy = Sampler(model, tokenizer, max_completion_length, temperature=0)
+    sampled = Sampler(model, tokenizer, max_completion_length, temperature)
+    end_of_turn = end_of_turn_token_id(tokenizer, sampled.stop_ids, conversational)
 
-    was_training = model.training
-    model.eval()
     state = PartialState()
     records = []
     with state.split_between_processes(list(range(len(dataset)))) as rows:
@@ -106,12 +99,9 @@ def evaluate_corrections(
             n_problems = len(prompts)
             accuracy = sampled_accuracy = [None] * n_problems
             if value_function is not None:
-                greedy_texts = decode(tokenizer, generate_completions(model, prompt_ids, greedy))
-                accuracy = call_value_function(value_function, prompts, greedy_texts, columns)
-            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-                torch.manual_seed(seed + rows[start])
-                response_ids = generate_completions(model, prompt_ids, sampled)
-            responses = decode(tokenizer, response_ids)
+                accuracy = call_value_function(value_function, prompts, greedy(prompt_ids).texts, columns)
+            found = sampled(prompt_ids, seed + rows[start])
+            response_ids, responses = found.ids, found.texts
             if value_function is not None:
                 sampled_accuracy = call_value_function(value_function, prompts, responses, columns)
             corrections = [None] * n_problems
@@ -123,7 +113,10 @@ def evaluate_corrections(
                 else encode_completion(tokenizer, prompts[i], *rendered[i], corrections[i], end_of_turn)
                 for i in range(n_problems)
             ]
-            logps = sequence_log_probs(model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id)
+            with policy_for_generation(model):
+                logps = sequence_log_probs(
+                    model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id
+                )
             for i in range(n_problems):
                 record = {
                     "acc@t1": accuracy[i],
@@ -140,7 +133,6 @@ def evaluate_corrections(
                     record["correction_edit_ratio"] = edit_ratio(responses[i], corrections[i])
                 texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
                 records.append((record, texts))
-    model.train(was_training)
     if state.num_processes > 1:
         records = gather_object(records)
 

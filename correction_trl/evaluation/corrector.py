@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data_utils import check_dataset
 from ..inference.iterative import correct_iteratively
 from ..inference.strategy import Trace
-from ..policy.generation import generate_completions, sampling_config
-from ..policy.tokenization import NOT_FOR_THE_TEACHER, check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..policy.generation import Sampler
+from ..policy.tokenization import NOT_FOR_THE_TEACHER, check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, evaluate_traces
 
 
@@ -88,22 +87,15 @@ def evaluate_corrector(
     """
     check_dataset(dataset, "the evaluation dataset", value_function)
     check_tokenizer(generator_tokenizer, not isinstance(dataset[0]["prompt"], str))
-    if generator_tokenizer.pad_token_id is None:
-        generator_tokenizer.pad_token = generator_tokenizer.eos_token
-    stop_ids = stop_token_ids(generator_tokenizer, generator.generation_config)
-    config = sampling_config(generator_tokenizer, stop_ids, max_completion_length, temperature)
+    sampler = Sampler(generator, generator_tokenizer, max_completion_length, temperature)
     kwargs = chat_template_kwargs or {}
-    was_training = generator.training
-    generator.eval()
     traces: dict[tuple[int, int], Trace] = {}
     with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
         for start in range(0, len(rows), batch_size):
             numbers = rows[start : start + batch_size]
             batch = dataset[numbers]
             prompt_ids = [tokenize_prompt(generator_tokenizer, prompt, **kwargs)[1] for prompt in batch["prompt"]]
-            with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
-                torch.manual_seed(seed + numbers[0])
-                responses = decode(generator_tokenizer, generate_completions(generator, prompt_ids, config))
+            responses = sampler(prompt_ids, seed + numbers[0]).texts
             corrected = correct_iteratively(
                 corrector,
                 tokenizer,
@@ -125,5 +117,4 @@ def evaluate_corrector(
                 trace.responses += trace.responses[-1:] * n_left
                 trace.tokens += [0] * n_left
                 traces[row, 0] = trace
-    generator.train(was_training)
     return evaluate_traces(dataset, traces, value_function, n_examples=n_examples, correct_threshold=correct_threshold)

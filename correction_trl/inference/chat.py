@@ -16,8 +16,8 @@ from trl import ModelConfig, get_quantization_config
 from ..errors import BadInput
 from ..functions import Prompt
 from ..policy.attempts import FollowUp
-from ..policy.generation import generate_completions, sampling_config
-from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..policy.generation import Sampler
+from ..policy.tokenization import check_tokenizer, stop_token_ids, tokenize_prompt
 
 
 class Conversation:
@@ -163,8 +163,6 @@ class LocalChat:
         batch_size: int = 64,
         seed: int = 0,
     ):
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
@@ -186,21 +184,16 @@ class LocalChat:
         """
         for conversation in conversations:
             self._encode(conversation)
-        was_training = self.model.training
-        self.model.eval()
         settings = lambda c: (c.temperature, c.max_tokens)
         groups = groupby(sorted(conversations, key=settings), key=settings)
         for (temperature, max_tokens), group in [(key, list(group)) for key, group in groups]:
-            config = sampling_config(self.tokenizer, self.stop_ids, max_tokens, temperature)
-            with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
-                torch.manual_seed(self._seed)
-                completions = generate_completions(self.model, [c.ids for c in group], config, self.batch_size)
+            sampler = Sampler(self.model, self.tokenizer, max_tokens, temperature, batch_size=self.batch_size)
+            found = sampler([c.ids for c in group], self._seed)
             self._seed += 1  # new random numbers for the next replies
-            for conversation, ids, text in zip(group, completions, decode(self.tokenizer, completions), strict=True):
+            for conversation, ids, text, cut_off in zip(group, found.ids, found.texts, found.cut_off, strict=True):
                 conversation.ids.extend(ids)
                 conversation.last_reply_ids = ids
-                conversation.take(text, tokens=len(ids), cut_off=ids[-1] not in self.stop_ids)
-        self.model.train(was_training)
+                conversation.take(text, tokens=len(ids), cut_off=cut_off)
 
     def _encode(self, conversation: Conversation) -> None:
         conversational = not isinstance(conversation.prompt, str)

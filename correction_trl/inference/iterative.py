@@ -9,20 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt
 from ..judging import comment, judge
 from ..policy.corrector_prompt import CorrectorPrompt
-from ..policy.generation import generate_completions, sampling_config
+from ..policy.generation import Sampler
 from ..policy.tokenization import (
     check_tokenizer,
-    decode,
     encode_completion,
     end_of_turn_token_id,
-    stop_token_ids,
     tokenize_prompt,
 )
 from .strategy import Trace
@@ -114,12 +111,10 @@ def correct_iteratively(
         raise BadInput("`stop_without_feedback` needs a `feedback_function`.")
     conversational = not isinstance(prompts[0], str)
     check_tokenizer(tokenizer, conversational)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    sampler = Sampler(model, tokenizer, max_completion_length, temperature, batch_size=batch_size)
+    stop_ids = sampler.stop_ids
     end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)
     corrector_prompt = CorrectorPrompt(tokenizer, stop_ids, conversational, message_template, chat_template_kwargs)
-    config = sampling_config(tokenizer, stop_ids, max_completion_length, temperature)
     max_length = max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     prompt_ids, response_ids, traces = [], [], []
@@ -137,8 +132,6 @@ def correct_iteratively(
             warnings.warn(f"{len(problems)} of {len(rows)} responses got no {what}: {problems[0]}", stacklevel=3)
         return found
 
-    was_training = model.training
-    model.eval()
     for correction in range(max_corrections):
         open_rows = [i for i, trace in enumerate(traces) if not trace.stop]
         if value_function is not None:
@@ -159,10 +152,8 @@ def correct_iteratively(
         open_rows = [i for i in open_rows if not traces[i].stop]
         if not open_rows:
             break
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed + correction)
-            corrections = generate_completions(model, [inputs[i] for i in open_rows], config, batch_size)
-        for i, ids, text in zip(open_rows, corrections, decode(tokenizer, corrections), strict=True):
+        found = sampler([inputs[i] for i in open_rows], seed + correction)
+        for i, ids, text, cut_off in zip(open_rows, found.ids, found.texts, found.cut_off, strict=True):
             trace = traces[i]
             said = [("assistant", trace.responses[-1]), ("user", corrector_prompt.message(feedback[i]))]
             before = [{"role": "user", "content": prompts[i]}] if isinstance(prompts[i], str) else list(prompts[i])
@@ -174,9 +165,8 @@ def correct_iteratively(
             trace.responses.append(text)
             trace.tokens.append(len(ids))
             trace.replies += 1
-            trace.cut_off += ids[-1] not in stop_ids
+            trace.cut_off += cut_off
             response_ids[i] = ids
-    model.train(was_training)
     for trace in traces:
         trace.stop = trace.stop or "max corrections"
     return traces

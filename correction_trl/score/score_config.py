@@ -135,6 +135,9 @@ class SCoReConfig(RLOOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("min_p", "repetition_penalty"):
+            if getattr(self, name) != RLOOConfig.__dataclass_fields__[name].default:
+                raise BadInput(f"`{name}`: put it into `generation_kwargs`, as for all trainers of this package.")
         self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
         for name, remedy in _UNUSED_RLOO_SETTINGS.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:

@@ -1,5 +1,4 @@
 import functools
-import hashlib
 import inspect
 import json
 import math
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RLOOTrainer
-from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from ..data_utils import check_dataset, message_text
@@ -26,8 +25,8 @@ from ..errors import BadInput
 from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
 from ..functions import call_value_function
-from ..policy.attempts import FollowUp, sample_attempts
-from ..policy.generation import generate
+from ..policy.attempts import FollowUp
+from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
@@ -215,6 +214,17 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
         if args.turns > 1:  # refuses the template now, not later
             self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
         self._check_lengths(train_dataset)
+        self._sampler = Sampler(
+            self.model,
+            self._tokenizer,
+            self.max_completion_length,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            args.generation_kwargs,
+            stop_ids=self.eos_token_ids,
+            trainer=self,
+        )
         if args.reference == "stage_1" and is_peft_model(self.model) and "ref" not in self.model.peft_config:
             self.model.add_adapter("ref", self.model.peft_config["default"])
             self._copy_policy_to_reference()
@@ -299,16 +309,15 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             return generation_batch
         # The randomness of sampling and shuffling depends on the seed, the step and the process alone; the surrounding
         # random state is left as it was.
-        device = self.accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            key = f"{self.args.seed}/{self.state.global_step}/{self.accelerator.process_index}/{self.model.training}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256((key + self._micro_step()).encode()).digest()[:7], "big"))
+        names = (self.state.global_step, self.accelerator.process_index, self.model.training)
+        seed = seed_of(self.args.seed, *names, *self._micro_step())
+        with seeded(seed, self.accelerator.device):
             return super()._prepare_inputs(generation_batch)
 
-    def _micro_step(self) -> str:
+    def _micro_step(self) -> list[int]:
         """Tells apart several generations within one update (`steps_per_generation` below the accumulation)."""
         micro_step = self._step % self.args.gradient_accumulation_steps
-        return f"/{micro_step}" if micro_step else ""
+        return [micro_step] if micro_step else []
 
     def _sample_attempts(
         self, prompt_ids: list[list[int]], follow_ups_of: list[FollowUp]
@@ -331,22 +340,8 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
                     rows = [r + a + f for r, a, f in zip(rows, attempts[-1], follow_ups[-1], strict=True)]
             return attempts, follow_ups
 
-        was_training = self.model.training
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            model.eval()
-            complete = functools.partial(generate, model, generation_config=self.generation_config)
-            sampled = sample_attempts(complete, prompt_ids, next_turn, n_turns)
-            model.train(was_training)
-        return sampled
+        turns, follow_ups = self._sampler.attempts(prompt_ids, next_turn, n_turns)
+        return [responses.ids for responses in turns], follow_ups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         args, device = self.args, self.accelerator.device

@@ -192,7 +192,7 @@ def train_rounds(
         return base if folder is None else PeftModel.from_pretrained(base, folder, is_trainable=True)
 
     def sample(dataset: Dataset, temperature: float, seed: int, n_samples: int = 1) -> list[Transcript]:
-        sampling = {name: getattr(args, name) for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+        sampling = {name: getattr(args, name) for name in ("top_p", "top_k")}
         return sample_transcripts(
             policy,
             processing_class,

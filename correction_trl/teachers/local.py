@@ -15,8 +15,8 @@ from transformers import (
 
 from ..data_utils import public_name
 from ..errors import BadInput
-from ..policy.generation import generate_completions, sampling_config
-from ..policy.tokenization import check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..policy.generation import Sampler
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .base import Item, Keep, Teacher, batches
 from .prompting import TeacherPrompt
 from .store import UNPARSABLE, Correction
@@ -105,18 +105,13 @@ class LocalTeacher(Teacher):
         return self.prompt.messages({**item.columns, "prompt": item.prompt, "response": item.response})
 
     def _answer(self, model, tokenizer, batch: list[tuple[Item, list[int]]]) -> list[Correction]:
-        stop_ids = stop_token_ids(tokenizer, model.generation_config)
-        config = sampling_config(tokenizer, stop_ids, self.max_tokens, self.sampling["temperature"])
-        if config.do_sample and "top_p" in self.sampling:
-            config.top_p = self.sampling["top_p"]
-        prompt_ids = [ids for _, ids in batch]
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(int(self.key(batch[0][0])[:15], 16))
-            reply_ids = generate_completions(model, prompt_ids, config)
-        replies = decode(tokenizer, reply_ids)
+        sampler = Sampler(
+            model, tokenizer, self.max_tokens, self.sampling["temperature"], self.sampling.get("top_p", 1.0)
+        )
+        found = sampler([ids for _, ids in batch], int(self.key(batch[0][0])[:15], 16))
         return [
-            read_reply(self, item, reply, len(asked), len(ids), bool(ids) and ids[-1] in stop_ids)
-            for (item, asked), reply, ids in zip(batch, replies, reply_ids, strict=True)
+            read_reply(self, item, reply, len(asked), len(ids), not cut_off)
+            for (item, asked), reply, ids, cut_off in zip(batch, found.texts, found.ids, found.cut_off, strict=True)
         ]
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -139,8 +134,6 @@ class LocalTeacher(Teacher):
                     f"The teacher {self.model_name!r} cannot be loaded ({str(error).splitlines()[0]})."
                 ) from None
             check_tokenizer(tokenizer, tokenizer.chat_template is not None)
-            if tokenizer.pad_token_id is None:
-                tokenizer.pad_token = tokenizer.eos_token
             self._loaded = model.eval(), tokenizer
         return self._loaded
 

@@ -14,8 +14,8 @@ from trl import ModelConfig, get_quantization_config
 
 from ..data_utils import check_dataset, public_name
 from ..errors import BadInput
-from ..policy.generation import generate_completions, sampling_config
-from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, stop_token_ids, tokenize_prompt
+from ..policy.generation import Sampler
+from ..policy.tokenization import chat_template_kwargs, check_tokenizer, tokenize_prompt
 
 
 def sampled_responses(
@@ -73,11 +73,12 @@ def _sample(dataset: Dataset, model_name: str, arguments: Any, model_args: Model
     except (OSError, ValueError) as error:
         raise BadInput(f"The model {model_name!r} cannot be loaded ({str(error).splitlines()[0]}).") from None
     check_tokenizer(tokenizer, conversational=not isinstance(dataset[0]["prompt"], str))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
-    config = sampling_config(tokenizer, stop_ids, arguments.max_completion_length, arguments.temperature)
     prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in dataset]
-    torch.manual_seed(arguments.seed)
-    ids = generate_completions(model.eval(), prompt_ids, config, arguments.generation_batch_size)
-    return decode(tokenizer, ids)
+    sampler = Sampler(
+        model,
+        tokenizer,
+        arguments.max_completion_length,
+        arguments.temperature,
+        batch_size=arguments.generation_batch_size,
+    )
+    return sampler(prompt_ids, arguments.seed).texts

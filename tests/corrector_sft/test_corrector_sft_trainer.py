@@ -195,11 +195,10 @@ def test_exploration_corrects_what_is_in_the_pool(make_trainer, plain_prompts):
 
 def test_a_corrector_is_asked_with_the_prompt_that_it_is_trained_with(make_trainer, chat_prompts):
     trainer = make_trainer(chat_prompts.select(range(4)), feedback_function=says_value, max_steps=3)
-    asked, sample = [], trainer._sample
-    trainer._sample = lambda ids, name: asked.append((name, ids)) or sample(ids, name)
+    asked, sampler = [], trainer._sampler
+    trainer._sampler = lambda ids, *rows: asked.append(ids) or sampler(ids, *rows)
     trainer.train()
-    name, inputs = asked[-1]
-    assert name == "corrector"
+    inputs = asked[-1]  # what came before are the generator's
     pool = trainer.pool
     prompt_ids = trainer._prompt_ids(pool.prompt.tolist())
     expected = [
@@ -308,7 +307,7 @@ def test_a_run_can_start_from_the_pool_of_another(make_trainer, tmp_path, plain_
     first.train()
     first.pool.save(tmp_path / "pool.parquet")
     again = make_trainer(plain_prompts.select(range(8)), max_steps=1, initial_pool=str(tmp_path / "pool.parquet"))
-    again._sample = None  # nothing is sampled
+    again._sampler = None  # nothing is sampled
     again.train()
     assert logged(again, "loss") == logged(first, "loss")
 

@@ -7,9 +7,8 @@ import torch
 from helpers import build_model, build_tokenizer, edit_distance, teacher
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import correction_trl.evaluation.corrections
 from correction_trl.evaluation.corrections import evaluate_corrections, sequence_log_probs
-from correction_trl.policy.generation import generate_completions
+from correction_trl.policy import generation
 
 
 LIMIT, BATCH_SIZE = 8, 5
@@ -25,12 +24,14 @@ def sampled_ids(monkeypatch):
     """Ids of all completions that the evaluation generates, per kind, in the order of the dataset."""
     seen = {"greedy": [], "sampled": []}
 
-    def spy(model, prompt_ids, generation_config, batch_size=None):
-        completions = generate_completions(model, prompt_ids, generation_config, batch_size)
+    generate_completions = generation.generate_completions
+
+    def spy(model, prompt_ids, generation_config, *settings, **more):
+        completions = generate_completions(model, prompt_ids, generation_config, *settings, **more)
         seen["sampled" if generation_config.do_sample else "greedy"] += completions
         return completions
 
-    monkeypatch.setattr(correction_trl.evaluation.corrections, "generate_completions", spy)
+    monkeypatch.setattr(generation, "generate_completions", spy)
     return seen
 
 

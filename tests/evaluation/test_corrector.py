@@ -5,9 +5,8 @@ from datasets import Dataset
 from helpers import build_model
 
 from correction_trl.carry_addition import exact_match
-from correction_trl.evaluation import corrector as corrector_evaluation
 from correction_trl.evaluation import evaluate_corrector
-from correction_trl.inference import iterative
+from correction_trl.policy import generation
 
 
 @pytest.fixture
@@ -19,21 +18,23 @@ def evaluate(monkeypatch, tiny_tokenizer):
     def reply(texts):
         return [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] + [2] for text in texts]
 
-    def generator(model, prompt_ids, config, batch_size=None):
+    def generator(prompt_ids):
         numbers = [tiny_tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in prompt_ids]
         return reply("0" if number == "0" else f"a{number}" for number in numbers)
 
-    def corrector(model, prompt_ids, config, batch_size=None):
+    def corrector(prompt_ids):
         texts = [tiny_tokenizer.decode(ids).removeprefix("<bos>") for ids in prompt_ids]
         return reply(corrections[text[2:].partition("<")[0]] for text in texts)
 
-    monkeypatch.setattr(corrector_evaluation, "generate_completions", generator)
-    monkeypatch.setattr(iterative, "generate_completions", corrector)
-    model = build_model(tiny_tokenizer)
+    models = {build_model(tiny_tokenizer): corrector, build_model(tiny_tokenizer): generator}
+    monkeypatch.setattr(
+        generation, "generate_completions", lambda model, prompt_ids, *settings, **more: models[model](prompt_ids)
+    )
+    trained, generating = models
 
     def evaluate(**settings):
         found = evaluate_corrector(
-            model, tiny_tokenizer, model, tiny_tokenizer, dataset, exact_match, batch_size=3, **settings
+            trained, tiny_tokenizer, generating, tiny_tokenizer, dataset, exact_match, batch_size=3, **settings
         )
         return {name: summary["mean"] for name, summary in found.metrics.items()}
 

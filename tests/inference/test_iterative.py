@@ -4,7 +4,8 @@ import pytest
 from helpers import build_model
 
 from correction_trl.errors import BadInput
-from correction_trl.inference import correct_iteratively, iterative
+from correction_trl.inference import correct_iteratively
+from correction_trl.policy import generation
 
 
 @pytest.fixture
@@ -20,13 +21,13 @@ def scripted(monkeypatch, tiny_tokenizer):
     def replies_with(*rounds):
         rounds = [list(replies) for replies in rounds]
 
-        def generate(model, prompt_ids, config, batch_size=None):
+        def generate(model, prompt_ids, *settings, **more):
             asked.append([tiny_tokenizer.decode(ids) for ids in prompt_ids])
             replies = rounds.pop(0)
             assert len(replies) == len(prompt_ids)
             return [tiny_tokenizer(text, add_special_tokens=False)["input_ids"] + [2] for text in replies]
 
-        monkeypatch.setattr(iterative, "generate_completions", generate)
+        monkeypatch.setattr(generation, "generate_completions", generate)
         return asked
 
     return replies_with
