@@ -175,7 +175,7 @@ def main():
         try:
             figures = measure(name, cli)
         except Exception as error:
-            traceback.print_exc(limit=8)
+            traceback.print_exc()
             figures = {"error": f"{type(error).__name__}: {error}"[:1000]}
         results["configs"][name] = figures
         Path(cli.out).parent.mkdir(parents=True, exist_ok=True)

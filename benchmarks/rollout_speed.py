@@ -18,6 +18,7 @@ train it. Each part runs in one process, one after the other, and its figures ar
 """
 
 import argparse
+import copy
 import gc
 import json
 import os
@@ -127,7 +128,9 @@ def build_model(name: str, device: str) -> nn.Module:
     """Random weights, in evaluation mode."""
     set_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(MODELS[name]), dtype=torch.bfloat16, attn_implementation="sdpa"
+        ).eval()
 
 
 def to_nf4(model: nn.Module) -> nn.Module:

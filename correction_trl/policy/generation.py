@@ -222,6 +222,7 @@ def sampling_config(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=list(stop_ids),
         disable_compile=True,
+        use_cache=True,  # a model that was saved after training with gradient checkpointing says no
         repetition_penalty=1.0,  # what is left out is taken from the model's generation_config.json
         **sampling,
     )

@@ -154,3 +154,16 @@ def test_one_attempt_needs_no_follow_up(tokenizer):
     sampler = Sampler(build_model(tokenizer).eval(), tokenizer, max_new_tokens=4, temperature=0)
     (responses,), follow_ups = sampler.attempts([[1, 10, 11]])
     assert follow_ups == [] and responses.ids == sampler([[1, 10, 11]]).ids
+
+
+def test_a_model_that_was_saved_without_a_cache_has_one_here(tokenizer):
+    """Training with gradient checkpointing writes `use_cache: false` into a model's config."""
+    prompt_ids = [tokenize_prompt(tokenizer, [{"role": "user", "content": text}])[1] for text in ("1+1=", "5")]
+    follow_up = make_follow_up(tokenizer)
+    attempts = []
+    for use_cache in (True, False):
+        model = build_model(tokenizer, use_cache=use_cache).eval()
+        sampler = Sampler(model, tokenizer, max_new_tokens=6, temperature=0)
+        turns, _ = sampler.attempts(prompt_ids, lambda turn, attempts: [follow_up(a, MESSAGE) for a in attempts], 2)
+        attempts.append([turn.ids for turn in turns])
+    assert attempts[0] == attempts[1]
