@@ -7,6 +7,7 @@ the token ids as well (`prompt_ids`, `rejected_ids`, `chosen_ids`), and are then
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .errors import BadInput, first_line
 
 PAIRS, PROMPTS = "pairs", "prompts"
 PAIR_TOKEN_COLUMNS = ("prompt_ids", "rejected_ids", "chosen_ids")
+ID_COLUMNS = ("id", "problem_id", "task_id", "unique_id")
 IMAGE_COLUMNS = ("image", "images")
 _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
 
@@ -162,6 +164,19 @@ def _problem(value: Any) -> str | None:
         if not isinstance(content, str | list):
             return f"has a message that is not text but {type(content).__name__}"
     return None
+
+
+def problem_ids(columns: Mapping[str, Sequence[Any]], n: int) -> list[int | str]:
+    """What the problems of a dataset are called: the first of its columns of ids that tells all apart, or 0, 1, ..."""
+    for name in ID_COLUMNS:
+        if name in columns and len({str(value) for value in columns[name]}) == n:
+            return [value if isinstance(value, int) else str(value) for value in columns[name]]
+    return list(range(n))
+
+
+def dataset_problem_ids(dataset: Dataset) -> list[int | str]:
+    """[`problem_ids`] of a dataset."""
+    return problem_ids({name: dataset[name] for name in ID_COLUMNS if name in dataset.column_names}, len(dataset))
 
 
 def is_hub_id(name: str | None) -> bool:

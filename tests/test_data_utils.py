@@ -7,6 +7,7 @@ from correction_trl.data_utils import (
     check_dataset,
     dataset_kind,
     message_text,
+    problem_ids,
     to_preference_columns,
 )
 
@@ -214,3 +215,17 @@ def test_conversations_stay_as_they_are(chat_pairs):
     dataset = to_preference_columns(chat_pairs)
     assert dataset["rejected"][:] == chat_pairs["response"][:] and dataset["chosen"][:] == chat_pairs["correction"][:]
     assert dataset.features["chosen"] == List({"content": Value("string"), "role": Value("string")})
+
+
+@pytest.mark.parametrize(
+    ("columns", "ids"),
+    [
+        ({}, [0, 1]),
+        ({"id": ["a", "b"]}, ["a", "b"]),
+        ({"id": [7, 8], "task_id": ["x", "y"]}, [7, 8]),
+        ({"id": ["a", "a"], "task_id": ["x", "y"]}, ["x", "y"]),
+        ({"id": [None, None]}, [0, 1]),
+    ],
+)
+def test_problems_are_called_by_their_id_where_it_tells_them_apart(columns, ids):
+    assert problem_ids(columns, 2) == ids

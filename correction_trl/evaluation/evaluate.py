@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 
+from ..data_utils import dataset_problem_ids
 from ..errors import BadInput
 from ..functions import Prompt, call_value_function
 from ..inference.answers import whole_text
@@ -41,6 +42,8 @@ class Evaluation:
             out); and how often a strategy stopped for which reason.
         right (`list[list[list[float | None]]]`):
             Of attempts: whether each is right, by problem, sample and attempt.
+        problems (`list[int | str]`):
+            What the problems are called: their `id`, or their numbers in the dataset.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -48,6 +51,7 @@ class Evaluation:
     examples: list[dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
     right: list[list[list[float | None]]] = field(default_factory=list)
+    problems: list[int | str] = field(default_factory=list)
 
 
 def compare(before: Evaluation, after: Evaluation, keys: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
@@ -87,7 +91,8 @@ def evaluate_traces(
         dataset ([`~datasets.Dataset`]):
             Column `prompt`, and whatever the value function needs.
         traces (`dict[tuple[int, int], Trace]`):
-            This process's traces by row and sample. Problems of no process's traces are not judged.
+            This process's traces by row and sample. Problems of no process's traces are not judged. Each gets its
+            gold answer and whether its responses are right, for a [`TraceStore`] to keep.
         value_function, n_examples, correct_threshold, extract_answer:
             See [`evaluate_attempts`].
         n_turns (`int`, *optional*, defaults to `1`):
@@ -97,7 +102,7 @@ def evaluate_traces(
         [`Evaluation`].
 
     Raises:
-        BadInput: If the value function is at fault.
+        BadInput: If the value function or the extractor is at fault.
     """
     records = judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
     return summarize_records(dataset, records, n_examples, n_turns)
@@ -110,7 +115,10 @@ def judge_traces(
     extract_answer: Callable[[str], str | None],
     correct_threshold: float,
 ) -> list[dict[str, Any]]:
-    """Per trace whether its responses are right. A problem's equal responses are judged once."""
+    """
+    Per trace whether its responses are right; the trace gets its gold answer and the verdicts. A problem's equal
+    responses are judged once.
+    """
     if not traces:
         return []
     distinct = list(dict.fromkeys((row, text) for (row, _), trace in traces.items() for text in trace.responses))
@@ -118,20 +126,49 @@ def judge_traces(
     batch = dataset[rows]
     columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
     values = call_value_function(value_function, batch["prompt"], [text for _, text in distinct], columns)
-    answers = {text: extract_answer(text) for _, text in distinct}
+    answers = dict(zip((text for _, text in distinct), extract_answers(extract_answer, distinct), strict=True))
+    # Value functions with a gold answer of another name say so, as `rewards.FinalAnswer` does
+    gold_column = getattr(value_function, "gold_column", "answer")
+    golds = dict(zip(rows, columns[gold_column], strict=True)) if gold_column in columns else {}
     right = {}
     for (row, text), value in zip(distinct, values, strict=True):
         verdict = None if value is None else float(value >= correct_threshold)
         right[row, text] = 0.0 if answers[text] is None else verdict
-    return [
-        {
-            "key": (row, sample),
-            "trace": trace,
-            "right": [right[row, text] for text in trace.responses],
-            "answers": [answers[text] for text in trace.responses],
-        }
-        for (row, sample), trace in traces.items()
-    ]
+    records = []
+    for (row, sample), trace in traces.items():
+        trace.gold, trace.right = golds.get(row), [right[row, text] for text in trace.responses]
+        texts = [answers[text] for text in trace.responses]
+        records.append({"key": (row, sample), "trace": trace, "right": trace.right, "answers": texts})
+    return records
+
+
+def extract_answers(
+    extract_answer: Callable[[str], str | None], responses: Iterable[tuple[int, str]]
+) -> list[str | None]:
+    """
+    The answers in responses.
+
+    Args:
+        extract_answer (`Callable`):
+            From the text of a response to its answer, `None` if there is none.
+        responses (`Iterable[tuple[int, str]]`):
+            Row and text of each.
+
+    Raises:
+        BadInput: If an answer is no text: an extractor that always returns an object finds an answer everywhere.
+    """
+    answers = []
+    for row, text in responses:
+        answer = extract_answer(text)
+        if answer is not None and not isinstance(answer, str):
+            name = getattr(extract_answer, "__name__", type(extract_answer).__name__)
+            raise BadInput(
+                f"`extract_answer` ({name}) returned {type(answer).__name__} for a response to row {row}; it has to "
+                "return the answer as text, or None where there is none (such as "
+                "`correction_trl.rewards:gsm8k_answer`)."
+            )
+        answers.append(answer)
+    return answers
 
 
 def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_examples: int, n_turns: int) -> Evaluation:
@@ -143,48 +180,52 @@ def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_example
     by_key = {record["key"]: record for record in records}
     n_turns = max(n_turns, *(len(record["right"]) for record in records))
     n_samples = 1 + max(sample for _, sample in by_key)
-
-    def filled(values: list, length: int = n_turns) -> list:
-        """A strategy that stopped early keeps its last response."""
-        return values + values[-1:] * (length - len(values))
-
-    right, measured = [], {}
+    right, measured = [], {name: [] for name in _measure(records[0], n_turns)}
     for row in range(len(dataset)):
         samples = [by_key.get((row, sample)) for sample in range(n_samples)]
-        right.append([filled(record["right"]) if record else [None] * n_turns for record in samples])
-        values = [_measure(record, n_turns, filled) for record in samples if record]
-        for name in _measure(records[0], n_turns, filled):
-            column = [value[name] for value in values]
-            measured.setdefault(name, []).append(sum(column) / len(column) if column else None)
+        right.append([_filled(record["right"], n_turns) if record else [None] * n_turns for record in samples])
+        values = [_measure(record, n_turns) for record in samples if record]
+        for name, column in measured.items():
+            column.append(sum(value[name] for value in values) / len(values) if values else None)
     metrics, per_problem = attempt_metrics(right)
     metrics |= {name: summarize(values, rate=is_rate(name)) for name, values in measured.items()}
+    changed = sorted(by_key, key=lambda key: (len(set(by_key[key]["right"])) == 1, key))
+    return Evaluation(
+        metrics=metrics,
+        per_problem=per_problem | measured,
+        examples=[_example(dataset[row]["prompt"], by_key[row, sample]) for row, sample in changed[:n_examples]],
+        counts=_count(records, missing=len(dataset) * n_samples - len(by_key)),
+        right=right,
+        problems=dataset_problem_ids(dataset),
+    )
+
+
+def _filled(values: list, n_turns: int) -> list:
+    """A strategy that stopped early keeps its last response."""
+    return values + values[-1:] * (n_turns - len(values))
+
+
+def _count(records: list[dict[str, Any]], missing: int) -> dict[str, int]:
     counts = {
         "responses": sum(len(record["right"]) for record in records),
         "unparsable": sum(answer is None for record in records for answer in record["answers"]),
         "unjudged": sum(verdict is None for record in records for verdict in record["right"]),
         "truncated": sum(record["trace"].cut_off for record in records),
+        "missing": missing,
     }
     if counts["unparsable"] or counts["unjudged"]:
         logger.warning(
             "Of %d responses, %d hold no answer that can be parsed (counted as wrong); %d were not judged (left out).",
             counts["responses"], counts["unparsable"], counts["unjudged"],
         )  # fmt: skip
-    counts["missing"] = len(dataset) * n_samples - len(by_key)
     stops = Counter(record["trace"].stop for record in records if record["trace"].stop)
-    changed = sorted(by_key, key=lambda key: (len(set(by_key[key]["right"])) == 1, key))
-    return Evaluation(
-        metrics=metrics,
-        per_problem=per_problem | measured,
-        examples=[_example(dataset[row]["prompt"], by_key[row, sample]) for row, sample in changed[:n_examples]],
-        counts=counts | {f"stop: {reason}": count for reason, count in sorted(stops.items())},
-        right=right,
-    )
+    return counts | {f"stop: {reason}": count for reason, count in sorted(stops.items())}
 
 
-def _measure(record: dict[str, Any], n_turns: int, filled: Callable) -> dict[str, float]:
+def _measure(record: dict[str, Any], n_turns: int) -> dict[str, float]:
     """What is measured on one trace beside right and wrong."""
     trace = record["trace"]
-    responses, answers = filled(trace.responses), filled(record["answers"])
+    responses, answers = _filled(trace.responses, n_turns), _filled(record["answers"], n_turns)
     tokens = trace.tokens + [0] * (n_turns - len(trace.tokens))
     measured = {}
     if n_turns > 1:

@@ -20,6 +20,7 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from correction_trl.carry_addition import embedded_path
 from correction_trl.data_utils import check_dataset, load_split, message_text
+from correction_trl.evaluation.evaluate import extract_answers
 from correction_trl.evaluation.metrics import attempt_metrics
 from correction_trl.functions import Prompt, call_value_function, import_function
 from correction_trl.inference.answers import whole_text
@@ -146,9 +147,10 @@ def attempts_scorer(
             responses, prompt = state.metadata["responses"], state.metadata["prompt"]
             columns = {name: [value] * turns for name, value in state.metadata["columns"].items()}
             values = call_value_function(value_function, [prompt] * turns, responses, columns)
+            answers = extract_answers(extract_answer, [(state.sample_id, response) for response in responses])
             right = [
-                0.0 if extract_answer(response) is None else None if v is None else float(v >= correct_threshold)
-                for response, v in zip(responses, values, strict=True)
+                0.0 if answer is None else None if v is None else float(v >= correct_threshold)
+                for answer, v in zip(answers, values, strict=True)
             ]
             last = math.nan if None in right else right[-1]
             return Score(value=last, answer=responses[-1], metadata={"right": right})

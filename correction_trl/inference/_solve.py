@@ -6,6 +6,7 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..data_utils import problem_ids
 from .chat import Chat
 from .strategy import Problem, Strategy, Trace, run
 from .trace_store import TraceStore, trace_key
@@ -45,6 +46,8 @@ def solve(
         problem that got no reply is not there.
     """
     state = PartialState()
+    columns = {name for problem in problems for name in problem.columns}
+    ids = problem_ids({name: [problem.columns.get(name) for problem in problems] for name in columns}, len(problems))
     with state.split_between_processes([(row, s) for row in range(len(problems)) for s in range(samples)]) as mine:
         keys = {
             (name, row, sample): trace_key(
@@ -59,6 +62,8 @@ def solve(
         with tqdm(total=len(missing), desc=title, disable=not state.is_main_process) as bar:
 
             def keep(index: int, trace: Trace) -> None:
+                trace.strategy, row, trace.sample = missing[index]
+                trace.problem = ids[row]
                 store.add(keys[missing[index]], trace)
                 bar.update()
 

@@ -20,7 +20,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -74,6 +74,11 @@ class Trace:
             Why the strategy ended.
         conversations (`list[list[dict]]`):
             What was said, as messages.
+        strategy (`str`), problem (`int` or `str`), sample (`int`):
+            Whose trace it is, where [`solve`] ran it: name of the strategy, `id` or row of the problem, and which of
+            its samples.
+        gold (`Any`), right (`list[float | None]`):
+            The gold answer, and whether each response is right, once [`~evaluation.evaluate_traces`] has judged them.
     """
 
     responses: list[str] = field(default_factory=list)
@@ -82,6 +87,11 @@ class Trace:
     cut_off: int = 0
     stop: str = ""
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
+    strategy: str = ""
+    problem: int | str | None = None
+    sample: int = 0
+    gold: Any = None
+    right: list[float | None] = field(default_factory=list)
     _open_tokens: int = field(default=0, repr=False, compare=False)
 
     def open(self, chat: Chat, prompt: Prompt, **options: Any) -> Conversation:
@@ -137,14 +147,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """For a line of JSON; `Trace(**line)` is the trace again."""
-        return {
-            "responses": self.responses,
-            "tokens": self.tokens,
-            "replies": self.replies,
-            "cut_off": self.cut_off,
-            "stop": self.stop,
-            "conversations": self.conversations,
-        }
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
 
 
 def run(

@@ -15,7 +15,8 @@ class TraceStore:
     The traces of an evaluation, one line of JSON each, appended as they end.
 
     Each process appends to a file of its own and reads those of all, so that a run may go on with another number of
-    processes. A killed process loses the line that it was writing and no other.
+    processes. A killed process loses the line that it was writing and no other. What was judged meanwhile (see
+    [`~evaluation.evaluate_traces`]) is written with its verdicts when the store is closed.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -37,14 +38,16 @@ class TraceStore:
     def __init__(self, folder: str | os.PathLike, process_index: int = 0):
         folder = Path(folder)
         self._traces: dict[str, Trace] = {}
+        self._verdicts: dict[str, list] = {}  # as they are on disk
+        self._own: set[str] = set()
+        self._path = folder / f"traces-{process_index}.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            own = folder / f"traces-{process_index}.jsonl"
             for path in sorted(folder.glob("traces-*.jsonl")):
                 finished = self._read(path)
-                if path == own:
-                    os.truncate(own, finished)
-            self._file = open(own, "a", encoding="utf-8")
+                if path == self._path:
+                    os.truncate(path, finished)
+            self._file = open(self._path, "a", encoding="utf-8")
         except OSError as error:
             raise BadInput(f"The traces in {folder} cannot be read and written: {error.strerror}.") from None
 
@@ -57,6 +60,9 @@ class TraceStore:
                 trace = json.loads(line)
                 key = trace.pop("key")
                 self._traces[key] = Trace(**trace)
+                self._verdicts[key] = list(self._traces[key].right)
+                if path == self._path:
+                    self._own.add(key)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise BadInput(
                     f"{path}, line {number}, is no trace; remove the line, and the problem is solved again."
@@ -72,13 +78,26 @@ class TraceStore:
 
     def add(self, key: str, trace: Trace) -> None:
         """Keeps a trace; it is in the file when this returns."""
-        # Models write half surrogate pairs now and then; as an escape, they can be stored
-        self._file.write(json.dumps({"key": key, **trace.to_dict()}) + "\n")
+        self._file.write(self._line(key, trace))
         self._file.flush()
-        self._traces[key] = trace
+        self._traces[key], self._verdicts[key] = trace, list(trace.right)
+        self._own.add(key)
+
+    def _line(self, key: str, trace: Trace) -> str:
+        # Models write half surrogate pairs now and then; as an escape, they can be stored
+        return json.dumps({"key": key, **trace.to_dict()}, default=str) + "\n"
 
     def close(self) -> None:
+        """Writes the verdicts that came after their traces."""
         self._file.close()
+        judged = {key for key, trace in self._traces.items() if trace.right != self._verdicts[key]}
+        if judged:
+            unfinished = self._path.with_suffix(".tmp")
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.writelines(
+                    self._line(key, self._traces[key]) for key in self._traces if key in self._own | judged
+                )
+            os.replace(unfinished, self._path)
 
     def __enter__(self) -> "TraceStore":
         return self

@@ -114,6 +114,30 @@ def write_metrics(
     return metrics
 
 
+def write_per_problem(
+    path: str | os.PathLike, problems: Sequence[int | str], values: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """
+    Write what was measured for each problem, one line of JSON each: `{"problem": 3, "after": {"acc@t1": 1.0, ...}}`.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            File to write; its directory is created.
+        problems (`Sequence[int | str]`):
+            What the problems are called.
+        values (`dict[str, dict]`):
+            Per name, such as `"before"` and `"after"`, [`~evaluation.Evaluation.per_problem`], or such dicts by a
+            further name.
+    """
+
+    def of(row: int, found: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: of(row, item) if isinstance(item, Mapping) else item[row] for key, item in found.items()}
+
+    lines = [{"problem": problem} | plain(of(row, values)) for row, problem in enumerate(problems)]
+    write_atomically(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    return Path(path)
+
+
 def installed_versions() -> dict[str, str]:
     """The versions of Python and of the packages a result depends on; packages that are not installed are left out."""
     versions = {"python": platform.python_version(), "correction_trl": __version__}

@@ -17,7 +17,7 @@ from ..evaluation.evaluate import Evaluation, compare
 from .edits import plot_examples
 from .model_card import write_model_card
 from .plots import plot_before_after, plot_edit_distribution, plot_learning_curves
-from .run_metrics import print_summary, write_metrics
+from .run_metrics import print_summary, write_metrics, write_per_problem
 
 
 def write_report(
@@ -33,7 +33,8 @@ def write_report(
     **card: Any,
 ) -> dict[str, Any]:
     """
-    Leave what a recipe leaves beside its model: pictures, `metrics.json` and the model card; and print the summary.
+    Leave what a recipe leaves beside its model: pictures, `metrics.json`, `per_problem.jsonl` and the model card; and
+    print the summary.
     Call it on the main process only.
 
     Args:
@@ -75,6 +76,15 @@ def write_report(
                 output_dir / "edits.png",
             )
             pictures["Corrections of responses after training"] = plot_examples(examples, output_dir / "examples.png")
+    sides = {side: found for side, found in (("before", before), ("after", after)) if found is not None}
+    if sides:
+        any_side = next(iter(sides.values()))
+        n_problems = len(next(iter(any_side.per_problem.values())))
+        write_per_problem(
+            output_dir / "per_problem.jsonl",
+            any_side.problems or range(n_problems),
+            {side: found.per_problem for side, found in sides.items()},
+        )
     metrics = write_metrics(
         output_dir / "metrics.json",
         before=before.metrics if before is not None else {},

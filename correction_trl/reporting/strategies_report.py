@@ -26,7 +26,14 @@ from ..evaluation.evaluate import Evaluation, compare
 from ..evaluation.metrics import paired_difference
 from .plots import STYLE, legend_above, plot_before_after, save_figure
 from .privacy import redact_secrets
-from .run_metrics import METRIC_DESCRIPTIONS, format_summary, is_number, print_summary, write_metrics
+from .run_metrics import (
+    METRIC_DESCRIPTIONS,
+    format_summary,
+    is_number,
+    print_summary,
+    write_metrics,
+    write_per_problem,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -440,7 +447,8 @@ def write_evaluation(
     update_model_card: bool = False,
 ) -> dict[str, Any]:
     """
-    Leave what an evaluation leaves: `metrics.json`, pictures and an entry for the model card; and print the tables.
+    Leave what an evaluation leaves: `metrics.json`, `per_problem.jsonl`, pictures and an entry for the model card; and
+    print the tables.
     Call it on the main process only.
 
     Args:
@@ -506,6 +514,14 @@ def write_evaluation(
                 }
                 for name, evaluation in found.items()
             }
+            for role, (_, found) in models.items()
+        },
+    )
+    write_per_problem(
+        output_dir / "per_problem.jsonl",
+        after[main].problems,
+        {
+            role: {name: evaluation.per_problem for name, evaluation in found.items()}
             for role, (_, found) in models.items()
         },
     )

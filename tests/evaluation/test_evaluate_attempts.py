@@ -10,9 +10,11 @@ from helpers import build_model, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from correction_trl.errors import BadInput
 from correction_trl.evaluation import evaluate_attempts, evaluate_traces
 from correction_trl.evaluation.metrics import attempt_metrics, self_correction_metrics, summarize_ratio
 from correction_trl.inference import Trace
+from correction_trl.rewards.answer_extraction import find_answer
 
 
 LIMIT = 6
@@ -318,3 +320,28 @@ def test_a_ratio_without_a_denominator():
 def test_other_shapes_and_values_are_refused(right):
     with pytest.raises(ValueError, match="must be of shape|apply a threshold"):
         attempt_metrics(right)
+
+
+def test_an_extractor_that_returns_no_text_is_refused():
+    """`find_answer` returns an object, also where it found nothing: every response would hold an answer."""
+    dataset = Dataset.from_list([{"prompt": "p", "answer": "1"}])
+    for extractor, kind in ((find_answer, "Extraction"), (lambda text: 3, "int"), (lambda text: [text], "list")):
+        with pytest.raises(
+            BadInput, match=rf"`extract_answer` \(.+\) returned {kind} for a response to row 0; .* text"
+        ):
+            evaluate_traces(dataset, traces(["1"]), is_answer, extract_answer=extractor)
+
+
+def test_a_judged_trace_knows_its_gold_answer_and_verdicts():
+    class Exact:
+        gold_column, __name__ = "solution", "exact"
+
+        def __call__(self, completions, solution, **_):
+            pairs = zip(completions, solution, strict=True)
+            return [None if text == "?" else float(text == right) for text, right in pairs]
+
+    dataset = Dataset.from_list([{"prompt": "p", "solution": str(i), "id": f"problem-{i}"} for i in range(2)])
+    judged = traces(["1", "0"], ["?", "1"])
+    evaluation = evaluate_traces(dataset, judged, Exact())
+    assert [(trace.gold, trace.right) for trace in judged.values()] == [("0", [0.0, 1.0]), ("1", [None, 1.0])]
+    assert evaluation.problems == ["problem-0", "problem-1"]

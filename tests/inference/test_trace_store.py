@@ -1,5 +1,7 @@
 """Traces on disk: nothing that was finished is lost, whatever happened to the process."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,3 +77,26 @@ def test_a_model_that_was_trained_again_is_another_one(tmp_path):
     assert first == model_version(str(tmp_path)) and str(tmp_path) not in str(first)
     weights.write_bytes(b"other")
     assert model_version(str(tmp_path)) != first
+
+
+def test_what_was_judged_is_kept_with_its_verdicts(tmp_path):
+    with TraceStore(tmp_path) as store:
+        store.add("a", trace("x"))
+        store.add("b", trace("y"))
+        store.get("a").gold, store.get("a").right = "x", [1.0]
+    line = json.loads((tmp_path / "traces-0.jsonl").read_text().splitlines()[0])
+    assert line["key"] == "a" and line["gold"] == "x" and line["right"] == [1.0]
+    # A run with other processes finds them, judges the rest, and keeps what it judged itself
+    with TraceStore(tmp_path, 1) as store:
+        assert store.get("a").right == [1.0] and store.get("b").right == []
+        store.get("b").right = [None]
+    assert len((tmp_path / "traces-0.jsonl").read_text().splitlines()) == 2
+    with TraceStore(tmp_path) as store:
+        assert store.get("b").right == [None] and len(store) == 2
+
+
+def test_a_trace_from_before_there_were_verdicts_is_read(tmp_path):
+    old = {"responses": ["x"], "tokens": [1], "replies": 1, "cut_off": 0, "stop": "", "conversations": []}
+    (tmp_path / "traces-0.jsonl").write_text(json.dumps({"key": "a", **old}) + "\n")
+    with TraceStore(tmp_path) as store:
+        assert store.get("a").responses == ["x"] and store.get("a").right == []

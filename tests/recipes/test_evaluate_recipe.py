@@ -199,7 +199,12 @@ def test_prompts_are_made_of_other_columns(launch, tmp_path):
     metrics = launch("--dataset_name sums.jsonl --max_completion_length 16 --turns 1 --controls false", config)
     assert metrics["after"]["tokens"]["mean"] == 14, "the model knows this kind of prompt"
     traces = (tmp_path / "out" / "traces" / "traces-0.jsonl").read_text().splitlines()
-    assert json.loads(traces[0])["conversations"][0][0]["content"] == "183597027936 + 192071902361 ="
+    trace = json.loads(traces[0])
+    assert trace["conversations"][0][0]["content"] == "183597027936 + 192071902361 ="
+    assert (trace["strategy"], trace["problem"], trace["sample"]) == ("intrinsic", 0, 0)
+    assert trace["gold"] == "0375668930297" and trace["right"] == [float(trace["responses"][0] == trace["gold"])]
+    lines = (tmp_path / "out" / "per_problem.jsonl").read_text().splitlines()
+    assert [json.loads(line)["after"]["intrinsic"]["acc@t1"] for line in lines] == trace["right"] * 2
 
 
 def needs_gold(completions, gold, **_):

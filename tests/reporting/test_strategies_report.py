@@ -1,6 +1,7 @@
 """Tables, pictures and card entries of an evaluation whose numbers can be checked on paper."""
 
 import io
+import json
 
 import matplotlib.image
 import numpy as np
@@ -151,3 +152,7 @@ def test_nothing_that_is_written_holds_a_path_of_this_machine(tmp_path, monkeypa
     assert str(tmp_path) not in entry + metrics and "/tmp" not in entry + metrics
     assert "## Evaluation: my data.jsonl (test)" in entry and '"compared_with": "my-base"' in metrics
     assert "http://127.0.0.1:8071/v1" in metrics
+    lines = [json.loads(line) for line in (tmp_path / "out" / "per_problem.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines] == [0, 1, 2, 3]
+    assert [line["after"]["intrinsic"]["acc@t1"] for line in lines] == [1, 1, 1, 0]
+    assert [line["before"]["intrinsic"]["acc@t2"] for line in lines] == [1, 0, 1, 1]
