@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad, selective_log_softmax
 
-from ..data_utils import check_dataset
+from ..data_utils import check_dataset, dataset_problem_ids
 from ..functions import call_teacher, call_value_function
 from ..policy.generation import Sampler, policy_for_generation
 from ..policy.tokenization import (
@@ -121,16 +121,8 @@ def evaluate_corrections(
                 record = {
                     "acc@t1": accuracy[i],
                     "acc@t1/sampled": sampled_accuracy[i],
-                    "correction_amount": logps[i] - logps[n_problems + i],
-                    "correction_edit_ratio": None,
-                    "logps/response": logps[i],
-                    "logps/correction": logps[n_problems + i],
-                    "corrections/unchanged": float(corrections[i] == responses[i]),
+                    **_needed_correction(responses[i], corrections[i], logps[i], logps[n_problems + i]),
                 }
-                if corrections[i] is None:
-                    record.update(dict.fromkeys(("correction_amount", "logps/correction", "corrections/unchanged")))
-                else:
-                    record["correction_edit_ratio"] = edit_ratio(responses[i], corrections[i])
                 texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
                 records.append((record, texts))
     if state.num_processes > 1:
@@ -145,7 +137,22 @@ def evaluate_corrections(
         metrics={name: summarize(values, rate=is_rate(name)) for name, values in per_problem.items()},
         per_problem=per_problem,
         examples=examples[:n_examples],
+        problems=dataset_problem_ids(dataset),
     )
+
+
+def _needed_correction(
+    response: str, correction: str | None, response_logp: float, correction_logp: float
+) -> dict[str, float | None]:
+    """How much correction a response needs; without a correction nobody knows."""
+    missing = correction is None
+    return {
+        "correction_amount": None if missing else response_logp - correction_logp,
+        "correction_edit_ratio": None if missing else edit_ratio(response, correction),
+        "logps/response": response_logp,
+        "logps/correction": None if missing else correction_logp,
+        "corrections/unchanged": None if missing else float(correction == response),
+    }
 
 
 @torch.no_grad()
