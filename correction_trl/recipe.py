@@ -371,26 +371,8 @@ class TrainingRun:
             self.test = load_split(name, config, script_args.dataset_test_split, script_args.test_rows)
 
     def function(self, setting: str, embedded: str | None = None, required: bool = False) -> Callable | None:
-        """
-        The function that a setting of the recipe names as `module:function`.
-
-        Args:
-            setting (`str`):
-                Name of the setting.
-            embedded (`str`, *optional*):
-                The function for the embedded task, where the setting is not given.
-            required (`bool`, *optional*, defaults to `False`):
-                Whether the recipe cannot do without.
-
-        Raises:
-            BadInput: If it is required and not given, or does not exist.
-        """
-        if self.embedded and getattr(self.script_args, setting) is None:
-            setattr(self.script_args, setting, embedded)
-        name = getattr(self.script_args, setting)
-        if name is None and required:
-            raise BadInput(f"`{setting}` is required: a `module:function`, for example `my_rewards:is_right`.")
-        return None if name is None else import_function(name, setting)
+        """[`named_function`] of the recipe's own arguments."""
+        return named_function(self.script_args, setting, embedded, required)
 
     def trainer_kwargs(self) -> dict[str, Any]:
         """
@@ -496,6 +478,36 @@ class TrainingRun:
         trainer.accelerator.end_training()
 
 
+def named_function(
+    arguments: DataArguments, setting: str, embedded: str | None = None, required: bool = False
+) -> Callable | None:
+    """
+    The function that a setting names as `module:function`.
+
+    Args:
+        arguments ([`DataArguments`]):
+            Those with the setting.
+        setting (`str`):
+            Its name.
+        embedded (`str`, *optional*):
+            The function for the embedded task, where the setting is not given. It is written into the arguments.
+        required (`bool`, *optional*, defaults to `False`):
+            Whether the recipe cannot do without.
+
+    Raises:
+        BadInput: If it is required and not given, or does not exist.
+    """
+    if arguments.dataset_name is None and getattr(arguments, setting) is None:
+        setattr(arguments, setting, embedded)
+    name = getattr(arguments, setting)
+    if name is None and required:
+        raise BadInput(
+            f"`{setting}` is required: nothing else says which responses are right. Name a `module:function`, for "
+            "example `my_rewards:is_right`; see docs/rewards.md."
+        )
+    return None if name is None else import_function(name, setting)
+
+
 def check_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> None:
     """
     See that there is a model of this name, before anything expensive.
@@ -526,7 +538,7 @@ def check_model(name: str, revision: str = "main", trust_remote_code: bool = Fal
         ) from error
 
 
-def check_folders(output_dir: Path, checkpoint: str | None) -> None:
+def check_folders(output_dir: Path, checkpoint: str | None = None) -> None:
     """
     See that a run can write where it has to, and that the checkpoint to resume from exists, before anything expensive.
 

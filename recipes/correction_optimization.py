@@ -20,6 +20,8 @@ prhegde/aligned-merge-aanaphi-phi2-orage-3b, in the default loss: bounded, with 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trl import ModelConfig
+
 from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
 
 
@@ -89,8 +91,6 @@ def main(script_args, teacher_args, training_args, model_args):
 
 
 def parse_arguments(argv=None):
-    from trl import ModelConfig
-
     from correction_trl import CorrectionOptimizationConfig
     from correction_trl.teachers.arguments import TeacherArguments
 

@@ -20,6 +20,8 @@ the result by `recipes/correct.py`.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trl import ModelConfig
+
 from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
 
 
@@ -75,8 +77,6 @@ def main(script_args, training_args, model_args):
 
 
 def parse_arguments(argv=None):
-    from trl import ModelConfig
-
     from correction_trl import CorrectorSFTConfig
 
     return parse((CorrectorScriptArguments, CorrectorSFTConfig, ModelConfig), QUICKSTART, argv)

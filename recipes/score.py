@@ -19,6 +19,8 @@ recipes/configs/score; STaR and Pair-SFT are recipes/corrector_sft.py. Where the
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trl import ModelConfig
+
 from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
 
 
@@ -75,8 +77,6 @@ def main(script_args, training_args, model_args):
 
 
 def parse_arguments(argv=None):
-    from trl import ModelConfig
-
     from correction_trl import SCoReConfig
 
     return parse((SCoReScriptArguments, SCoReConfig, ModelConfig), QUICKSTART, argv)

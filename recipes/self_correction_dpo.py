@@ -20,6 +20,8 @@ the paper (2410.04055), with DPO and an NLL term on the preferred answer; docs/s
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trl import ModelConfig
+
 from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
 
 
@@ -73,8 +75,6 @@ def main(script_args, training_args, model_args):
 
 
 def parse_arguments(argv=None):
-    from trl import ModelConfig
-
     from correction_trl import CorrectionOptimizationConfig
 
     return parse((SelfCorrectionScriptArguments, CorrectionOptimizationConfig, ModelConfig), QUICKSTART, argv)

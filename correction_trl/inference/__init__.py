@@ -26,6 +26,7 @@ _PUBLIC = {
     "load_dialogues": "_self_checking",
     "load_model": "chat",
     "multiple_choice": "answers",
+    "problems_of": "_solve",
     "proco": "_proco",
     "resample": "_controls",
     "run": "strategy",
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         self_checking_backup,
     )
     from ._self_refine import self_refine  # noqa: F401
-    from ._solve import solve  # noqa: F401
+    from ._solve import problems_of, solve  # noqa: F401
     from ._with_corrector import Corrector, with_corrector  # noqa: F401
     from .answers import final_answer, last_number, multiple_choice, whole_text  # noqa: F401
     from .chat import Chat, Conversation, LocalChat, load_model  # noqa: F401

@@ -4,12 +4,35 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data_utils import problem_ids
+from ..data_utils import check_dataset, problem_ids
+from ..functions import call_value_function
 from .chat import Chat
 from .strategy import Problem, Strategy, Trace, run
 from .trace_store import TraceStore, trace_key
+
+
+def problems_of(dataset: Dataset, value_function: Callable) -> list[Problem]:
+    """
+    The problems of a dataset, after a look at them and at the value function: what is wrong is said before hours of
+    sampling.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Column `prompt`, and whatever the value function needs.
+        value_function (`Callable`):
+            With TRL's `reward_funcs` signature.
+
+    Raises:
+        BadInput: If a prompt is not usable, or the value function cannot judge an empty response.
+    """
+    check_dataset(dataset, "the evaluation dataset", value_function)
+    problems = [Problem.of(row) for row in dataset]
+    columns = {name: [value] for name, value in problems[0].columns.items()}
+    call_value_function(value_function, [problems[0].prompt], [""], columns)
+    return problems
 
 
 def solve(

@@ -16,16 +16,13 @@ So each strategy reads from top to bottom, and knows nothing of batches: [`run`]
 possibly of several strategies, and asks for all the replies they wait for together.
 """
 
-import inspect
 import logging
-import re
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
-from ..errors import BadInput
-from ..functions import Prompt, import_function
+from ..functions import Prompt
+from ..policy.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
 from .chat import Chat, Conversation
 
 
@@ -53,6 +50,12 @@ class Problem:
     prompt: Prompt
     columns: dict[str, Any] = field(default_factory=dict)
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Problem":
+        """The problem of a dataset's row."""
+        columns = {name: value for name, value in row.items() if name not in NOT_FOR_THE_TEACHER}
+        return cls(row["prompt"], columns, chat_template_kwargs(row))
 
 
 @dataclass
@@ -213,33 +216,3 @@ def run(
 
 def _as_list(wanted: Conversation | list[Conversation]) -> list[Conversation]:
     return [wanted] if isinstance(wanted, Conversation) else wanted
-
-
-def bind_settings(function: Callable, fill: Mapping[str, Any], settings: Mapping[str, Any], setting: str) -> partial:
-    """
-    Bind what a configuration says about a strategy, or about a part of one such as a check.
-
-    Args:
-        function (`Callable`):
-            The strategy.
-        fill (`dict`):
-            Values by name; those that are parameters of the function are filled in.
-        settings (`dict`):
-            Values for this function in particular, which come first. A value of the form `"module:function"` stands
-            for the function.
-        setting (`str`):
-            What a message calls these.
-
-    Raises:
-        BadInput: If the function has no such parameter.
-    """
-    parameters = list(inspect.signature(function).parameters)
-    for name in settings:
-        if name not in parameters:
-            known = ", ".join(parameters[2:])
-            raise BadInput(f"{setting}: {function.__name__!r} has no setting {name!r}; it has {known}.")
-    bound = {name: value for name, value in fill.items() if name in parameters}
-    for name, value in settings.items():
-        is_function = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value)
-        bound[name] = import_function(value, f"{setting}.{name}") if is_function else value
-    return partial(function, **bound)

@@ -132,7 +132,8 @@ def test_two_models_on_the_same_problems(launch, tmp_path):
                      "--temperature 1.0 --samples 3")  # fmt: skip
     assert metrics["before"].keys() == metrics["after"].keys() == metrics["difference"].keys()
     assert metrics["before"] == metrics["after"], "the same weights and the same random numbers"
-    assert metrics["difference"]["acc@t2"] == {"mean": 0, "low": 0, "high": 0, "n": 24}
+    difference = metrics["difference"]["acc@t2"]
+    assert difference["mean"] == 0 and difference["n"] == 24 and difference["low"] < 0 < difference["high"]
     assert metrics["strategies"]["after"]["intrinsic"]["counts"]["responses"] == 24 * 3 * 2
     assert (tmp_path / "out" / "before_after.png").is_file()
     card = ModelCard.load(other / "README.md")
@@ -151,7 +152,7 @@ def test_strategies_checks_and_their_settings(launch, asked):
         config=(
             "strategies: [gated_revision, self_refine, with_corrector, intrinsic]\n"
             "controls: false\nmax_completion_length: 14\nbatch_size: 64\nturns: 3\n"
-            "check: correction_trl.inference:samples_agree\n"
+            "check: samples_agree\n"
             f"corrector: {embedded_path('tiny-carry-chat')}\n"
             "instruction: There might be an error in the answer above. Please correct it.\n"
             "strategy_settings:\n  check: {samples: 2, share: 0.5, temperature: 1.2}\n  self_refine: {rounds: 1}\n"
@@ -214,7 +215,7 @@ def needs_gold(completions, gold, **_):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--dataset_name {prompts}", "No `value_function` was given"),
+        ("--dataset_name {prompts}", "`value_function` is required"),
         ("--dataset_name {empty} --value_function correction_trl.carry_addition:exact_match", "the file is empty"),
         ("--dataset_name {prompts} --value_function test_evaluate_recipe:needs_gold", "raised TypeError"),
         ("--prompt_template {{sum}}=", "`prompt_template` cannot be filled in (KeyError: 'sum')"),
