@@ -33,7 +33,7 @@ from correction_trl import CorrectorSFTConfig, CorrectorSFTTrainer
 from correction_trl.carry_addition import embedded_path, exact_match, marked_digits, right_digits
 from correction_trl.evaluation import evaluate_corrector
 from correction_trl.evaluation.metrics import summarize
-from correction_trl.policy.generation import Sampler, seeded
+from correction_trl.policy.generation import Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
 from correction_trl.reporting import installed_versions
 
@@ -117,9 +117,9 @@ def controls(generator, tokenizer, dataset, seed):
 
     found = {}
     for temperature in TEMPERATURES:
-        sampler = Sampler(generator, tokenizer, 16, temperature, batch_size=500)
-        with seeded(seed, generator.device):
-            samples = [sampler(prompt_ids).texts for _ in range(4)]
+        sampler = Sampler(generator, tokenizer, 16, temperature, batch_size=500, seed=seed)
+        rows = range(len(prompt_ids))
+        samples = [sampler(prompt_ids, [(row, sample) for row in rows]).texts for sample in range(4)]
         of_temperature = {"resample": right(samples[0])}
         for n in (2, 3, 4):
             # The first of equally frequent ones

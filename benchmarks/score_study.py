@@ -162,26 +162,26 @@ def distribution_shift(model, base, tokenizer, test: Dataset, seed: int) -> dict
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     results = {}
     for name, source in (("of the base", base), ("own", model)):
-        firsts = Sampler(source, tokenizer, max_new_tokens=16, batch_size=500)(prompts, seed=seed)
+        firsts = Sampler(source, tokenizer, max_new_tokens=16, batch_size=500, seed=seed)(prompts)
         results[name] = second_attempts(model, tokenizer, test, firsts)
     return results
 
 
 def compute_curve(model, tokenizer, test: Dataset, seed: int, largest: int = 16, temperature: float = 0.7) -> dict:
     """Majority of 2K parallel first attempts against the majority of K second attempts, each after a first one."""
-    sampler = Sampler(model, tokenizer, max_new_tokens=16, temperature=temperature)
+    sampler = Sampler(model, tokenizer, max_new_tokens=16, temperature=temperature, seed=seed)
     follow_up = FollowUp(tokenizer, sampler.stop_ids, conversational=True)
     prompts = [tokenize_prompt(tokenizer, prompt)[1] for prompt in test["prompt"]]
     firsts, seconds = [], []
-    torch.manual_seed(seed)
-    for _ in range(largest):
+    names = [[(row, sample) for row in range(len(prompts))] for sample in range(2 * largest)]
+    for sample in range(largest):
         (first, second), _ = sampler.attempts(
-            prompts, lambda turn, ids: [follow_up(one, INSTRUCTION) for one in ids], 2
+            prompts, lambda turn, ids: [follow_up(one, INSTRUCTION) for one in ids], 2, names[sample]
         )
         firsts.append(first.texts)
         seconds.append(second.texts)
-    for _ in range(largest):
-        firsts.append(sampler(prompts).texts)
+    for sample in range(largest, 2 * largest):
+        firsts.append(sampler(prompts, names[sample]).texts)
 
     def majority(samples):
         votes = [Counter(column).most_common(1)[0][0] for column in zip(*samples, strict=True)]

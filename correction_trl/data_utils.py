@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -23,6 +24,14 @@ PAIR_TOKEN_COLUMNS = ("prompt_ids", "rejected_ids", "chosen_ids")
 ID_COLUMNS = ("id", "problem_id", "task_id", "unique_id")
 IMAGE_COLUMNS = ("image", "images")
 _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
+
+
+def share_of_process(items: Sequence) -> list:
+    """This process's share of what all have, in order; shares differ by at most one item."""
+    state = PartialState()
+    size, n_larger = divmod(len(items), state.num_processes)
+    start = state.process_index * size + min(state.process_index, n_larger)
+    return list(items[start : start + size + (state.process_index < n_larger)])
 
 
 def dataset_kind(dataset: Dataset | IterableDataset) -> str:

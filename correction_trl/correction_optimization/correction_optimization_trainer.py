@@ -45,7 +45,7 @@ from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
 from ..functions import call_teacher, call_value_function
 from ..policy.attention import unsupported_reason
-from ..policy.generation import Sampler, seed_of
+from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
@@ -546,6 +546,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             args.top_k,
             args.generation_kwargs,
             batch_size=args.generation_batch_size,
+            seed=args.seed,
             trainer=self,
         )
 
@@ -574,17 +575,25 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             generation_kwargs=args.generation_kwargs,
         )
 
-    def _sample(self, prompt_ids: list[list[int]], seed_name: str) -> list[list[int]]:
-        """Responses of the current policy."""
+    def _sample(self, prompt_ids: list[list[int]], names: list[tuple]) -> list[list[int]]:
+        """Responses of the current policy. A resumed run samples what the uninterrupted one did: the names hold the
+        step."""
         if self._vllm is not None:
             if self._vllm_synced_step != self.state.global_step:
                 self._vllm.sync_weights()
                 self._vllm_synced_step = self.state.global_step
             return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
-        return self._sampler(prompt_ids, self._seed(seed_name)).ids
+        return self._sampler(prompt_ids, names).ids
 
-    def _seed(self, name: str) -> int:
-        return seed_of(self.args.seed, name, self.accelerator.process_index)
+    def _places(self, batches: list[list[dict[str, Any]]], size: int, first: int = 0) -> list[int]:
+        """Places of this process's rows among those of all, batch by batch, where a batch has at most `size` rows per
+        process: one process with twice the batch has the same."""
+        n_processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        return [
+            ((first + number) * n_processes + process) * size + i
+            for number, batch in enumerate(batches)
+            for i in range(len(batch))
+        ]
 
     def _lend_the_policy(self, teacher: PolicyTeacher):
         if self._overlaps:
@@ -604,20 +613,19 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
 
         def reply(prompt_ids: list[list[int]], teacher: PolicyTeacher) -> list[list[int]]:
             with self._adapter_off():
-                return sampler(prompt_ids, self._seed(f"teacher at {self.state.global_step}")).ids
+                # By what it is asked alone, so that it does not matter with what else
+                return sampler(
+                    prompt_ids, numbered([("teacher", self.state.global_step, *ids) for ids in prompt_ids])
+                ).ids
 
         teacher.bind(reply, self._tokenizer, sampler.stop_ids, name)
 
-    def _roll_out(self, rows: list[dict[str, Any]], mode: str, seed_name: str) -> list[dict[str, Any]]:
-        """Sample a response to each prompt and have it corrected: examples for the collator."""
-        rollout = self._sample_responses(rows, seed_name)
-        return self._pairs(rollout, self._ask_teacher(rollout), mode)
-
-    def _sample_responses(self, rows: list[dict[str, Any]], seed_name: str) -> _Rollout:
+    def _sample_responses(self, rows: list[dict[str, Any]], names: list[tuple]) -> _Rollout:
+        """A response to each prompt, drawn with the random numbers of its name."""
         columns = {key: [row[key] for row in rows] for key in rows[0] if key not in NOT_FOR_THE_TEACHER}
         rendered = [tokenize_prompt(self._tokenizer, row["prompt"], **chat_template_kwargs(row)) for row in rows]
         start = time.perf_counter()
-        response_ids = self._sample([ids for _, ids in rendered], seed_name)
+        response_ids = self._sample([ids for _, ids in rendered], names)
         responses = decode(self._tokenizer, response_ids)
         seconds = time.perf_counter() - start
         return _Rollout(rows, columns, rendered, response_ids, responses, self.state.global_step, seconds)
@@ -729,7 +737,7 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             group = group // 2
             enough = group * num_batches + 1
         n_waiting = len(self._ready) + sum(len(sizes) for _, sizes, _ in self._at_the_teacher)
-        seed_name = f"step {self.state.global_step}"
+        n_ahead = 0  # groups that were sampled at this step
         while n_waiting < enough:
             n_to_come = self.state.max_steps - self.state.global_step - math.ceil(n_waiting / num_batches)
             n_updates = min(group, n_to_come)
@@ -742,8 +750,10 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
             if self.teacher is None:
                 self._ready.extend(batches)
                 continue
-            rollout = self._sample_responses([row for batch in batches for row in batch], seed_name)
-            seed_name += ", ahead"
+            places = self._places(batches, self.args.per_device_train_batch_size)
+            names = [(self.state.global_step, n_ahead, place) for place in places]
+            rollout = self._sample_responses([row for batch in batches for row in batch], names)
+            n_ahead += 1
             sizes = [len(batch) for batch in batches]
             if self._overlaps:
                 self._at_the_teacher.append((rollout, sizes, self._ask_teacher_meanwhile(rollout)))
@@ -814,8 +824,10 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
         if isinstance(inputs, list) and "chosen_ids" in inputs[0]:  # evaluation on pairs, by a collator that waits
             inputs = self.data_collator.collate(inputs)
         if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
+            places = self._places([inputs], self.args.per_device_eval_batch_size, self._eval_batch)
             self._eval_batch += 1
-            examples = self._roll_out(inputs, "eval", f"eval batch {self._eval_batch}")
+            rollout = self._sample_responses(inputs, [("eval", place) for place in places])
+            examples = self._pairs(rollout, self._ask_teacher(rollout), "eval")
             self._check_shared_prefix(examples)
             inputs = self.data_collator.collate(examples)
         return super()._prepare_inputs(inputs)

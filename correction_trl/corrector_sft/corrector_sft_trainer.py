@@ -25,14 +25,14 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
-from ..data_utils import check_dataset
+from ..data_utils import check_dataset, share_of_process
 from ..errors import BadInput
 from ..evaluation.corrector import evaluate_corrector
 from ..evaluation.evaluate import Evaluation
 from ..functions import import_function
 from ..judging import comment, judge
 from ..policy.corrector_prompt import CorrectorPrompt
-from ..policy.generation import Sampler, seed_of
+from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.tokenization import (
@@ -310,16 +310,18 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
             args.top_k,
             args.generation_kwargs,
             batch_size=args.generation_batch_size,
+            seed=args.seed,
             trainer=trainer,
         )
 
-    def _seed(self, name: str) -> int:
-        return seed_of(self.args.seed, name, f"step {self.state.global_step}", self.accelerator.process_index)
+    def _names(self, what: str, numbers: list[int]) -> list[tuple]:
+        """What the samples of this step are called: a resumed run samples what the uninterrupted one did."""
+        return [(what, self.state.global_step, number, sample) for number, sample in numbered(numbers)]
 
     def _sample_from_generator(self, numbers: list[int]) -> list[tuple[str, list[int], bool]]:
         """Text, ids for the corrector, and whether it is whole, of one response of the generator to each prompt."""
         if self._generator is None:
-            found = self._sampler(self._prompt_ids(numbers), self._seed("generator"))
+            found = self._sampler(self._prompt_ids(numbers), self._names("generator", numbers))
             return [(text, ids, not cut) for text, ids, cut in zip(found.texts, found.ids, found.cut_off, strict=True)]
         generator, tokenizer = self._generator, self._generator_tokenizer
         if isinstance(generator, str):
@@ -332,7 +334,7 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
         check_tokenizer(tokenizer, not isinstance(prompts[0], str))
         generator = generator.to(self.accelerator.device).eval()
         prompt_ids = [ids for _, ids in self._render(numbers, tokenizer)]
-        found = self._make_sampler(generator, tokenizer)(prompt_ids, self._seed("generator"))
+        found = self._make_sampler(generator, tokenizer)(prompt_ids, self._names("generator", numbers))
         ids = self._encode(numbers, found.texts)  # of the corrector's tokenizer
         return [(text, one, not cut) for text, one, cut in zip(found.texts, ids, found.cut_off, strict=True)]
 
@@ -388,7 +390,7 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
             self.corrector_prompt(of_prompt, self.pool.ids(i), self.pool.feedback[i])
             for of_prompt, i in zip(prompt_ids, hypotheses, strict=True)
         ]
-        found = self._sampler(inputs, self._seed("corrector"))
+        found = self._sampler(inputs, self._names("corrector", hypotheses))
         records = [
             Record(n, text, ids, None, source=CORRECTOR, step=step, parent=i, can_be_target=not cut_off)
             for n, i, text, ids, cut_off in zip(
@@ -405,7 +407,7 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
             self._metrics["train"]["exploration/worsened"].append(float((gains < 0).mean()))
 
     def _my_share(self, numbers: np.ndarray) -> list[int]:
-        return np.array_split(numbers, self.accelerator.num_processes)[self.accelerator.process_index].tolist()
+        return share_of_process(numbers.tolist())
 
     def _judge_and_add(self, records: list[Record], what: str) -> list[Record]:
         """Rate this process's new responses, comment on them, and put those of all processes into the pool."""

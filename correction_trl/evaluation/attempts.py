@@ -4,11 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data_utils import check_dataset
+from ..data_utils import check_dataset, share_of_process
 from ..errors import BadInput
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
@@ -38,6 +37,8 @@ def evaluate_attempts(
     correct_threshold: float = 1.0,
     extract_answer: Callable[[str], str | None] = whole_text,
     template_kwargs: dict[str, Any] | None = None,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> Evaluation:
     """
     Evaluate a policy that is asked to correct itself: the problem, its attempt, the instruction, its next attempt, and
@@ -80,6 +81,8 @@ def evaluate_attempts(
             `inference/answers.py`). By default the whole text is the answer, and an empty one is none.
         template_kwargs (`dict`, *optional*):
             Arguments of the chat template for all rows; a row's own come first.
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+            Where attempts are sampled: nucleus sampling, and the most likely tokens to sample from (0: all).
 
     Returns:
         [`Evaluation`].
@@ -100,38 +103,36 @@ def evaluate_attempts(
         raise BadInput(f"`samples={samples}` greedy samples are all the same; set a `temperature`, or one sample.")
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
-    sampler = Sampler(model, tokenizer, max_completion_length, temperature)
+    sampler = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
     follow_ups: dict[str, FollowUp] = {}
     records = []
-    with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
-        prompts = {}
-        for row in rows:
-            kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
-            key = json.dumps(kwargs, sort_keys=True)
-            if key not in follow_ups:
-                follow_ups[key] = FollowUp(tokenizer, sampler.stop_ids, conversational, kwargs)
-            prompts[row] = tokenize_prompt(tokenizer, dataset[row]["prompt"], **kwargs)[1], follow_ups[key]
-        # By length, so that little is padded
-        conversations = sorted(
-            ((row, sample) for row in rows for sample in range(samples)), key=lambda c: len(prompts[c[0]][0])
-        )
-        for start in range(0, len(conversations), batch_size):
-            batch = conversations[start : start + batch_size]
+    rows = share_of_process(range(len(dataset)))
+    prompts = {}
+    for row in rows:
+        kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
+        key = json.dumps(kwargs, sort_keys=True)
+        if key not in follow_ups:
+            follow_ups[key] = FollowUp(tokenizer, sampler.stop_ids, conversational, kwargs)
+        prompts[row] = tokenize_prompt(tokenizer, dataset[row]["prompt"], **kwargs)[1], follow_ups[key]
+    # By length, so that little is padded
+    conversations = sorted(
+        ((row, sample) for row in rows for sample in range(samples)), key=lambda c: len(prompts[c[0]][0])
+    )
+    for start in range(0, len(conversations), batch_size):
+        batch = conversations[start : start + batch_size]
 
-            def next_turn(turn, attempt_ids, batch=batch):
-                return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
+        def next_turn(turn, attempt_ids, batch=batch):
+            return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
 
-            batch_seed = seed + len(dataset) * PartialState().process_index + start
-            prompt_ids = [prompts[row][0] for row, _ in batch]
-            turns, _ = sampler.attempts(prompt_ids, next_turn, n_turns, seed=batch_seed)
-            traces = {
-                key: Trace(
-                    responses=[attempts.texts[i] for attempts in turns],
-                    tokens=[len(attempts.ids[i]) for attempts in turns],
-                    replies=n_turns,
-                    cut_off=sum(attempts.cut_off[i] for attempts in turns),
-                )
-                for i, key in enumerate(batch)
-            }
-            records += judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
+        turns, _ = sampler.attempts([prompts[row][0] for row, _ in batch], next_turn, n_turns, names=batch)
+        traces = {
+            key: Trace(
+                responses=[attempts.texts[i] for attempts in turns],
+                tokens=[len(attempts.ids[i]) for attempts in turns],
+                replies=n_turns,
+                cut_off=sum(attempts.cut_off[i] for attempts in turns),
+            )
+            for i, key in enumerate(batch)
+        }
+        records += judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
     return summarize_records(dataset, records, n_examples, n_turns)

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad, selective_log_softmax
 
-from ..data_utils import check_dataset, dataset_problem_ids
+from ..data_utils import check_dataset, dataset_problem_ids, share_of_process
 from ..functions import call_teacher, call_value_function
 from ..policy.generation import Sampler, policy_for_generation
 from ..policy.tokenization import (
@@ -37,6 +37,8 @@ def evaluate_corrections(
     batch_size: int = 64,
     seed: int = 0,
     n_examples: int = 8,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> Evaluation:
     """
     Evaluate a policy on held-out prompts.
@@ -70,6 +72,8 @@ def evaluate_corrections(
             Of the samples; the same seed draws with the same random numbers.
         n_examples (`int`, *optional*, defaults to `8`):
             How many examples to keep.
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+            Of the sampled responses: nucleus sampling, and the most likely tokens to sample from (0: all).
 
     Returns:
         [`Evaluation`].
@@ -81,51 +85,48 @@ def evaluate_corrections(
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
     greedy = Sampler(model, tokenizer, max_completion_length, temperature=0)
-    sampled = Sampler(model, tokenizer, max_completion_length, temperature)
+    sampled = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
     end_of_turn = end_of_turn_token_id(tokenizer, sampled.stop_ids, conversational)
 
-    state = PartialState()
     records = []
-    with state.split_between_processes(list(range(len(dataset)))) as rows:
-        for start in range(0, len(rows), batch_size):
-            batch = dataset[rows[start] : rows[min(start + batch_size, len(rows)) - 1] + 1]
-            prompts = batch["prompt"]
-            columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
-            rendered = [
-                tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))
-                for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
-            ]
-            prompt_ids = [ids for _, ids in rendered]
-            n_problems = len(prompts)
-            accuracy = sampled_accuracy = [None] * n_problems
-            if value_function is not None:
-                accuracy = call_value_function(value_function, prompts, greedy(prompt_ids).texts, columns)
-            found = sampled(prompt_ids, seed + rows[start])
-            response_ids, responses = found.ids, found.texts
-            if value_function is not None:
-                sampled_accuracy = call_value_function(value_function, prompts, responses, columns)
-            corrections = [None] * n_problems
-            if teacher is not None:
-                corrections = call_teacher(teacher, prompts, responses, columns)
-            correction_ids = [
-                response_ids[i]
-                if corrections[i] in (None, responses[i])
-                else encode_completion(tokenizer, prompts[i], *rendered[i], corrections[i], end_of_turn)
-                for i in range(n_problems)
-            ]
-            with policy_for_generation(model):
-                logps = sequence_log_probs(
-                    model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id
-                )
-            for i in range(n_problems):
-                record = {
-                    "acc@t1": accuracy[i],
-                    "acc@t1/sampled": sampled_accuracy[i],
-                    **_needed_correction(responses[i], corrections[i], logps[i], logps[n_problems + i]),
-                }
-                texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
-                records.append((record, texts))
-    if state.num_processes > 1:
+    rows = share_of_process(range(len(dataset)))
+    for start in range(0, len(rows), batch_size):
+        batch = dataset[rows[start : start + batch_size]]
+        prompts = batch["prompt"]
+        columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
+        rendered = [
+            tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))
+            for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        ]
+        prompt_ids = [ids for _, ids in rendered]
+        n_problems = len(prompts)
+        accuracy = sampled_accuracy = [None] * n_problems
+        if value_function is not None:
+            accuracy = call_value_function(value_function, prompts, greedy(prompt_ids).texts, columns)
+        found = sampled(prompt_ids, [(row, 0) for row in rows[start : start + batch_size]])
+        response_ids, responses = found.ids, found.texts
+        if value_function is not None:
+            sampled_accuracy = call_value_function(value_function, prompts, responses, columns)
+        corrections = [None] * n_problems
+        if teacher is not None:
+            corrections = call_teacher(teacher, prompts, responses, columns)
+        correction_ids = [
+            response_ids[i]
+            if corrections[i] in (None, responses[i])
+            else encode_completion(tokenizer, prompts[i], *rendered[i], corrections[i], end_of_turn)
+            for i in range(n_problems)
+        ]
+        with policy_for_generation(model):
+            logps = sequence_log_probs(model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id)
+        for i in range(n_problems):
+            record = {
+                "acc@t1": accuracy[i],
+                "acc@t1/sampled": sampled_accuracy[i],
+                **_needed_correction(responses[i], corrections[i], logps[i], logps[n_problems + i]),
+            }
+            texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
+            records.append((record, texts))
+    if PartialState().num_processes > 1:
         records = gather_object(records)
 
     names = [name for name in records[0][0] if value_function is not None or not name.startswith("acc@")]

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data_utils import check_dataset
+from ..data_utils import check_dataset, share_of_process
 from ..inference.iterative import correct_iteratively
 from ..inference.strategy import Trace
 from ..policy.generation import Sampler
@@ -34,6 +33,8 @@ def evaluate_corrector(
     n_examples: int = 8,
     correct_threshold: float = 1.0,
     chat_template_kwargs: dict[str, Any] | None = None,
+    top_p: float = 1.0,
+    top_k: int = 0,
 ) -> Evaluation:
     """
     The generator answers, and the corrector corrects that up to `max_corrections` times.
@@ -78,6 +79,8 @@ def evaluate_corrector(
             A response is right if its value is at least this.
         chat_template_kwargs (`dict`, *optional*):
             Passed to the chat templates.
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+            Of the first responses, where they are sampled.
 
     Returns:
         [`~correction_trl.evaluation.Evaluation`].
@@ -87,34 +90,34 @@ def evaluate_corrector(
     """
     check_dataset(dataset, "the evaluation dataset", value_function)
     check_tokenizer(generator_tokenizer, not isinstance(dataset[0]["prompt"], str))
-    sampler = Sampler(generator, generator_tokenizer, max_completion_length, temperature)
+    sampler = Sampler(generator, generator_tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
     kwargs = chat_template_kwargs or {}
     traces: dict[tuple[int, int], Trace] = {}
-    with PartialState().split_between_processes(list(range(len(dataset)))) as rows:
-        for start in range(0, len(rows), batch_size):
-            numbers = rows[start : start + batch_size]
-            batch = dataset[numbers]
-            prompt_ids = [tokenize_prompt(generator_tokenizer, prompt, **kwargs)[1] for prompt in batch["prompt"]]
-            responses = sampler(prompt_ids, seed + numbers[0]).texts
-            corrected = correct_iteratively(
-                corrector,
-                tokenizer,
-                batch["prompt"],
-                responses,
-                {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER},
-                max_corrections=max_corrections,
-                feedback_function=feedback_function,
-                value_function=value_function if oracle else None,
-                correct_threshold=correct_threshold,
-                message_template=message_template,
-                max_completion_length=max_completion_length,
-                batch_size=batch_size,
-                chat_template_kwargs=chat_template_kwargs,
-            )
-            for row, trace in zip(numbers, corrected, strict=True):
-                # What is not corrected any further stays as it is, so that every evaluation has the same keys
-                n_left = max_corrections + 1 - len(trace.responses)
-                trace.responses += trace.responses[-1:] * n_left
-                trace.tokens += [0] * n_left
-                traces[row, 0] = trace
+    rows = share_of_process(range(len(dataset)))
+    for start in range(0, len(rows), batch_size):
+        numbers = rows[start : start + batch_size]
+        batch = dataset[numbers]
+        prompt_ids = [tokenize_prompt(generator_tokenizer, prompt, **kwargs)[1] for prompt in batch["prompt"]]
+        responses = sampler(prompt_ids, [(row, 0) for row in numbers]).texts
+        corrected = correct_iteratively(
+            corrector,
+            tokenizer,
+            batch["prompt"],
+            responses,
+            {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER},
+            max_corrections=max_corrections,
+            feedback_function=feedback_function,
+            value_function=value_function if oracle else None,
+            correct_threshold=correct_threshold,
+            message_template=message_template,
+            max_completion_length=max_completion_length,
+            batch_size=batch_size,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        for row, trace in zip(numbers, corrected, strict=True):
+            # What is not corrected any further stays as it is, so that every evaluation has the same keys
+            n_left = max_corrections + 1 - len(trace.responses)
+            trace.responses += trace.responses[-1:] * n_left
+            trace.tokens += [0] * n_left
+            traces[row, 0] = trace
     return evaluate_traces(dataset, traces, value_function, n_examples=n_examples, correct_threshold=correct_threshold)

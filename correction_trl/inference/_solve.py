@@ -7,7 +7,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data_utils import check_dataset, problem_ids
+from ..data_utils import check_dataset, problem_ids, share_of_process
 from ..functions import call_value_function
 from .chat import Chat
 from .strategy import Problem, Strategy, Trace, run
@@ -68,21 +68,20 @@ def solve(
         `dict`: by strategy this process's traces, by row and sample, as [`~evaluation.evaluate_traces`] takes them. A
         problem that got no reply is not there.
     """
-    state = PartialState()
     columns = {name for problem in problems for name in problem.columns}
     ids = problem_ids({name: [problem.columns.get(name) for problem in problems] for name in columns}, len(problems))
-    with state.split_between_processes([(row, s) for row in range(len(problems)) for s in range(samples)]) as mine:
-        keys = {
-            (name, row, sample): trace_key(
-                strategy=name, problem=vars(problems[row]), row=row, sample=sample, **depends_on[name]
-            )
-            for name in strategies
-            for row, sample in mine
-        }
+    mine = share_of_process([(row, sample) for row in range(len(problems)) for sample in range(samples)])
+    keys = {
+        (name, row, sample): trace_key(
+            strategy=name, problem=vars(problems[row]), row=row, sample=sample, **depends_on[name]
+        )
+        for name in strategies
+        for row, sample in mine
+    }
     missing = [item for item, key in keys.items() if store.get(key) is None]
     if missing:
         chat = make_chat()
-        with tqdm(total=len(missing), desc=title, disable=not state.is_main_process) as bar:
+        with tqdm(total=len(missing), desc=title, disable=not PartialState().is_main_process) as bar:
 
             def keep(index: int, trace: Trace) -> None:
                 trace.strategy, row, trace.sample = missing[index]
@@ -90,7 +89,8 @@ def solve(
                 store.add(keys[missing[index]], trace)
                 bar.update()
 
-            run((strategies[name](chat, problems[row]) for name, row, _ in missing), chat.window, keep)
+            askings = (strategies[name](chat, problems[row]) for name, row, _ in missing)
+            run(askings, chat.window, keep, names=missing)
     found: dict[str, dict[tuple[int, int], Trace]] = {name: {} for name in strategies}
     for (name, row, sample), key in keys.items():
         if (trace := store.get(key)) is not None:

@@ -38,6 +38,7 @@ class Corrector:
             [conversation.problem.prompt for conversation in conversations],
             [conversation.response for conversation in conversations],
             columns={name: [c.problem.columns[name] for c in conversations] for name in names},
+            names=[conversation.name for conversation in conversations],
             **self.settings,
         )
         for conversation, trace in zip(conversations, traces, strict=True):

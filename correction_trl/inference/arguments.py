@@ -32,7 +32,7 @@ from .trace_store import model_version
 # What the traces of every strategy depend on: a run with another setting starts anew, the earlier traces stay
 _OF_TRACES = (
     "turns", "instruction", "extract_answer", "check", "temperature", "control_temperature", "max_completion_length",
-    "seed",
+    "top_p", "top_k", "seed",
 )  # fmt: skip
 
 
@@ -68,6 +68,8 @@ class InferenceArguments:
     )
     temperature: float = field(default=0.0, metadata={"help": "Of attempts and checks; 0 is greedy."})
     control_temperature: float = field(default=0.7, metadata={"help": "Of the controls' samples."})
+    top_p: float = field(default=1.0, metadata={"help": "Where replies are sampled: nucleus sampling."})
+    top_k: int = field(default=0, metadata={"help": "Where they are: the most likely tokens to sample from; 0: all."})
     samples: int = field(default=1, metadata={"help": "Independent runs of each strategy on each problem."})
     max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a reply."})
     batch_size: int = field(default=64, metadata={"help": "Conversations per batch of a local model."})
@@ -172,17 +174,26 @@ def make_chat(arguments: InferenceArguments, model: str, model_args: ModelConfig
     """A model to ask, loaded, or behind the server of the arguments."""
     limits = {"temperature": arguments.temperature, "max_tokens": arguments.max_completion_length}
     if arguments.server_base_url is not None:
+        cut = {"top_p": arguments.top_p} if arguments.top_p != 1.0 else {}
+        cut |= {"top_k": arguments.top_k} if arguments.top_k != 0 else {}  # not in OpenAI's protocol, but in vLLM's
         return ServerChat(
             model,
             arguments.server_base_url,
             concurrency=arguments.server_concurrency,
             timeout=arguments.server_timeout,
             api_key_variable=arguments.server_api_key_variable,
+            extra_body=cut or None,
             **limits,
         )
     loaded = load_model(model, model_args, accelerator.device)
-    seed = arguments.seed + 1_000_003 * accelerator.process_index
-    return LocalChat(*loaded, batch_size=arguments.batch_size, seed=seed, **limits)
+    return LocalChat(
+        *loaded,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        **limits,
+    )
 
 
 def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, device: torch.device) -> Corrector | None:
@@ -196,6 +207,9 @@ def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, devic
         max_completion_length=arguments.max_completion_length,
         temperature=arguments.temperature,
         batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
     )
 
 

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -44,6 +44,8 @@ class Conversation:
         tokens (`int`): How many tokens were generated for that.
         failure (`str` or `None`): Why it did not reply, if it was asked and did not.
         ids (`list[int]` or `None`): Of a local model, the conversation as token ids.
+        name (`Hashable`): Where replies are sampled, those of a name draw the same random numbers again; given by
+            [`~inference.strategy.run`], or by the chat.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Conversation:
         self.tokens = 0
         self.failure: str | None = None
         self.ids: list[int] | None = None
+        self.name: Hashable = None
         self.last_reply_ids: list[int] = []
 
     def say(self, message: str) -> "Conversation":
@@ -140,6 +143,8 @@ class LocalChat:
             Conversations per call of `generate`.
         seed (`int`, *optional*, defaults to `0`):
             Of the samples.
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+            Where replies are sampled: nucleus sampling, and the most likely tokens to sample from (0: all).
 
     Example:
 
@@ -162,6 +167,8 @@ class LocalChat:
         max_tokens: int = 256,
         batch_size: int = 64,
         seed: int = 0,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -170,7 +177,8 @@ class LocalChat:
         self.batch_size = batch_size
         self.window = 4 * batch_size  # to put conversations of one length together
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config)
-        self._seed = seed
+        self.seed, self.top_p, self.top_k = seed, top_p, top_k
+        self._n_named = 0
         self._follow_ups: dict[tuple[bool, str], FollowUp] = {}
 
     def reply(self, conversations: Sequence[Conversation]) -> None:
@@ -183,13 +191,23 @@ class LocalChat:
             BadInput: If the chat template cannot render a conversation.
         """
         for conversation in conversations:
+            if conversation.name is None:
+                conversation.name, self._n_named = self._n_named, self._n_named + 1
             self._encode(conversation)
         settings = lambda c: (c.temperature, c.max_tokens)
         groups = groupby(sorted(conversations, key=settings), key=settings)
         for (temperature, max_tokens), group in [(key, list(group)) for key, group in groups]:
-            sampler = Sampler(self.model, self.tokenizer, max_tokens, temperature, batch_size=self.batch_size)
-            found = sampler([c.ids for c in group], self._seed)
-            self._seed += 1  # new random numbers for the next replies
+            sampler = Sampler(
+                self.model,
+                self.tokenizer,
+                max_tokens,
+                temperature,
+                self.top_p,
+                self.top_k,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+            found = sampler([c.ids for c in group], [(c.name, len(c.replies)) for c in group])
             for conversation, ids, text, cut_off in zip(group, found.ids, found.texts, found.cut_off, strict=True):
                 conversation.ids.extend(ids)
                 conversation.last_reply_ids = ids

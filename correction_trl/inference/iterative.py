@@ -5,7 +5,7 @@ text is needed.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ def correct_iteratively(
     batch_size: int = 64,
     seed: int = 0,
     chat_template_kwargs: dict[str, Any] | None = None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    names: Sequence[Hashable] | None = None,
 ) -> list[Trace]:
     """
     Correct responses again and again.
@@ -87,6 +90,11 @@ def correct_iteratively(
             Of the samples.
         chat_template_kwargs (`dict`, *optional*):
             Passed to the chat template.
+        top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
+            Where corrections are sampled: nucleus sampling, and the most likely tokens to sample from (0: all).
+        names (`Sequence`, *optional*):
+            What the responses are called; where corrections are sampled, a response draws the same random numbers
+            under the same name. By default their places.
 
     Returns:
         `list[Trace]`: One per response, in their order. `responses` are y_0, y_1, ...; `conversations` what the
@@ -109,9 +117,12 @@ def correct_iteratively(
         raise BadInput(f"`max_corrections={max_corrections}` must not be negative.")
     if stop_without_feedback and feedback_function is None:
         raise BadInput("`stop_without_feedback` needs a `feedback_function`.")
+    names = range(len(prompts)) if names is None else names
     conversational = not isinstance(prompts[0], str)
     check_tokenizer(tokenizer, conversational)
-    sampler = Sampler(model, tokenizer, max_completion_length, temperature, batch_size=batch_size)
+    sampler = Sampler(
+        model, tokenizer, max_completion_length, temperature, top_p, top_k, batch_size=batch_size, seed=seed
+    )
     stop_ids = sampler.stop_ids
     end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)
     corrector_prompt = CorrectorPrompt(tokenizer, stop_ids, conversational, message_template, chat_template_kwargs)
@@ -152,7 +163,8 @@ def correct_iteratively(
         open_rows = [i for i in open_rows if not traces[i].stop]
         if not open_rows:
             break
-        found = sampler([inputs[i] for i in open_rows], seed + correction)
+        drawn_as = [(names[i], correction) for i in open_rows]
+        found = sampler([inputs[i] for i in open_rows], drawn_as)
         for i, ids, text, cut_off in zip(open_rows, found.ids, found.texts, found.cut_off, strict=True):
             trace = traces[i]
             said = [("assistant", trace.responses[-1]), ("user", corrector_prompt.message(feedback[i]))]

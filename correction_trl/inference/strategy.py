@@ -17,7 +17,8 @@ possibly of several strategies, and asks for all the replies they wait for toget
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -157,6 +158,7 @@ def run(
     askings: Iterable[Asking],
     window: int = 1024,
     on_end: Callable[[int, Trace], None] | None = None,
+    names: Sequence[Hashable] | None = None,
 ) -> list[Trace | None]:
     """
     Run strategies to their end, many at once.
@@ -171,6 +173,9 @@ def run(
             Most strategies at work at once. Several batches' worth, so that replies of one length can be put together.
         on_end (`Callable`, *optional*):
             Called as `on_end(index, trace)` at the end of each one, to store it.
+        names (`Sequence`, *optional*):
+            What each one is called: where replies are sampled, their random numbers follow from the name and the
+            number of the conversation alone. By default the places in `askings`.
 
     Returns:
         `list[Trace | None]`, in the order of `askings`; `None` where a server gave no reply.
@@ -178,6 +183,7 @@ def run(
     waiting = enumerate(askings)
     active: dict[int, tuple[Asking, Conversation | list[Conversation]]] = {}
     traces: dict[int, Trace | None] = {}
+    n_conversations: Counter[int] = Counter()
 
     def end(index: int, trace: Trace | None) -> None:
         active.pop(index, None)
@@ -197,8 +203,11 @@ def run(
         if not active:
             return [traces[index] for index in sorted(traces)]
         asked: dict[Chat, list[Conversation]] = {}
-        for _, wanted in active.values():
+        for index, (_, wanted) in active.items():
             for conversation in _as_list(wanted):
+                if conversation.name is None:
+                    conversation.name = (index if names is None else names[index], n_conversations[index])
+                    n_conversations[index] += 1
                 asked.setdefault(conversation.chat, []).append(conversation)
         for chat, conversations in asked.items():
             chat.reply(conversations)

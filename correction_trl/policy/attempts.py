@@ -154,8 +154,8 @@ def sample_attempts(
 
     Args:
         complete (`Callable`):
-            [`~generation.generate`], bound to a model and its settings: completes a batch of ids, with the keyword
-            arguments `continue_from` and `keep`.
+            Called as `complete(ids, turn, continue_from=..., keep=...)`: [`~generation.generate`], bound to a model
+            and its settings.
         prompt_ids (`Sequence[Sequence[int]]`):
             Token ids of the prompts; none empty.
         next_turn (`Callable`):
@@ -173,7 +173,7 @@ def sample_attempts(
     attempts, follow_ups, kept = [], [], None
     for turn in range(1, n_turns + 1):
         new_ids = rows if kept is None else follow_ups[-1]
-        completions, kept = complete(new_ids, continue_from=kept, keep=turn < n_turns)
+        completions, kept = complete(new_ids, turn, continue_from=kept, keep=turn < n_turns)
         attempts.append(completions)
         if turn < n_turns:
             follow_ups.append(next_turn(turn, completions))

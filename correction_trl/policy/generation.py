@@ -3,16 +3,16 @@
 [`generate`] is the only place that calls transformers' `generate`; a faster engine is a function with its signature.
 [`Sampler`] is what everything else samples with.
 
-The rule of seeds: a response's random numbers depend on the seed, on what it is a response to (the caller's name for
-the row, the sample and the step) and on its turn, and on nothing else: not on the batch, its order or the number of
-processes.
+The rule of seeds: a response's random numbers depend on the run's seed, on what it is a response to (the caller's name
+for the row, the sample and the step) and on its turn, and on nothing else: not on the batch, its order or the number
+of processes. (vLLM draws its own.)
 """
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -271,6 +271,16 @@ def generate_completions(
     return completions
 
 
+def numbered(names: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Each with its number among its equals: names for several samples of one prompt."""
+    counts = Counter()
+    found = []
+    for name in names:
+        found.append((name, counts[name]))
+        counts[name] += 1
+    return found
+
+
 def seed_of(*names: Hashable) -> int:
     """A seed that depends on all of these and nothing else."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:7], "big")
@@ -285,9 +295,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def policy_for_generation(
-    model: nn.Module, trainer: Trainer | None = None, seed: int | None = None
-) -> Iterator[PreTrainedModel]:
+def policy_for_generation(model: nn.Module, trainer: Trainer | None = None) -> Iterator[PreTrainedModel]:
     """
     A model as it is sampled from: in evaluation mode and, of a trainer, unwrapped, without gradient checkpointing (it
     would switch the cache off) and with sharded weights gathered.
@@ -297,8 +305,6 @@ def policy_for_generation(
             The model.
         trainer ([`~transformers.Trainer`], *optional*):
             The trainer whose policy it is.
-        seed (`int`, *optional*):
-            See [`seeded`].
     """
     with contextlib.ExitStack() as stack:
         was_training = model.training
@@ -313,8 +319,6 @@ def policy_for_generation(
                 )
             )
             stack.enter_context(DistributedBackend(trainer.accelerator).summon_full_params(wrapped, recurse=False))
-        if seed is not None:
-            stack.enter_context(seeded(seed, model.device))
         model.eval()
         try:
             yield model
@@ -362,6 +366,8 @@ class Sampler:
             Tokens that end a response; by default those of the tokenizer and the model.
         batch_size (`int`, *optional*):
             Most prompts at a time; by default all.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the samples; see the rule at the top of this file.
         trainer ([`~transformers.Trainer`], *optional*):
             The trainer whose policy the model is.
         engine (`Callable`, *optional*, defaults to [`generate`]):
@@ -390,6 +396,7 @@ class Sampler:
         generation_kwargs: dict[str, Any] | None = None,
         stop_ids: Sequence[int] | None = None,
         batch_size: int | None = None,
+        seed: int = 0,
         trainer: Trainer | None = None,
         engine: Callable = generate,
     ):
@@ -402,18 +409,20 @@ class Sampler:
             tokenizer, stop_ids, max_new_tokens, temperature, top_p, top_k, generation_kwargs
         )
         self.stop_ids: list[int] = self.config.eos_token_id  # `generation_kwargs` may name another one
-        self.batch_size = batch_size
+        self.batch_size, self.seed = batch_size, seed
 
-    def __call__(self, prompt_ids: Sequence[Sequence[int]], seed: int | None = None) -> Responses:
+    def __call__(self, prompt_ids: Sequence[Sequence[int]], names: Sequence[Hashable] | None = None) -> Responses:
         """
         Args:
             prompt_ids (`Sequence[Sequence[int]]`):
                 Token ids of the prompts; none empty.
-            seed (`int`, *optional*):
-                Of the samples; by default torch's random state goes on.
+            names (`Sequence`, *optional*):
+                What each response is one to, such as the dataset's row and the number of the sample: the same name
+                draws the same random numbers, another one others. By default the prompts' places.
         """
-        with policy_for_generation(self.model, self.trainer, seed) as model:
-            ids = generate_completions(model, prompt_ids, self.config, self.batch_size, engine=self.engine)
+        seeds = self._seeds(prompt_ids, names, turn=1)
+        with policy_for_generation(self.model, self.trainer) as model:
+            ids = generate_completions(model, prompt_ids, self.config, self.batch_size, seeds, self.engine)
         return self._responses(ids)
 
     def attempts(
@@ -421,19 +430,28 @@ class Sampler:
         prompt_ids: Sequence[Sequence[int]],
         next_turn: Callable[[int, list[list[int]]], list[list[int]]] | None = None,
         n_turns: int = 1,
+        names: Sequence[Hashable] | None = None,
         model_inputs: Callable[[torch.Tensor, torch.Tensor], dict[str, Any]] | None = None,
-        seed: int | None = None,
     ) -> tuple[list[Responses], list[list[list[int]]]]:
         """
-        Several attempts at each prompt, in one batch; see [`~attempts.sample_attempts`] for the arguments.
+        Several attempts at each prompt, in one batch; see [`~attempts.sample_attempts`] for the arguments, and
+        [`Sampler.__call__`] for the names.
 
         Returns:
             `tuple` of two lists over turns: the attempts, and the ids between an attempt and the next one.
         """
-        with policy_for_generation(self.model, self.trainer, seed) as model:
-            complete = partial(self.engine, model, generation_config=self.config, model_inputs=model_inputs)
+        with policy_for_generation(self.model, self.trainer) as model:
+
+            def complete(ids, turn, **more):
+                seeds = self._seeds(prompt_ids, names, turn)
+                return self.engine(model, ids, self.config, seeds, model_inputs=model_inputs, **more)
+
             attempts, follow_ups = sample_attempts(complete, prompt_ids, next_turn, n_turns)
         return [self._responses(ids) for ids in attempts], follow_ups
+
+    def _seeds(self, prompt_ids: Sequence, names: Sequence[Hashable] | None, turn: int) -> list[int]:
+        names = range(len(prompt_ids)) if names is None else names
+        return [seed_of(self.seed, name, turn) for name in names]
 
     def _responses(self, ids: list[list[int]]) -> Responses:
         cut_off = [not of_row or of_row[-1] not in self.stop_ids for of_row in ids]

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from ..errors import BadInput
+from .generation import seeded
 from .gpu_memory import usable_bytes
 
 
@@ -184,7 +185,7 @@ class MicroBatchTrainerMixin:
         n_tokens_seen, n_steps = self.state.num_input_tokens_seen, self.current_gradient_accumulation_steps
         try:
             self.current_gradient_accumulation_steps = 1
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with seeded(0, device):
                 self._run_micro_batch(self.model_wrapped, batch, torch.tensor(1, device=device))
         finally:
             for name, value in recorded.items():

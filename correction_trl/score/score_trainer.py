@@ -223,6 +223,7 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
             self.top_k,
             args.generation_kwargs,
             stop_ids=self.eos_token_ids,
+            seed=args.seed,
             trainer=self,
         )
         if args.reference == "stage_1" and is_peft_model(self.model) and "ref" not in self.model.peft_config:
@@ -307,8 +308,8 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
     def _prepare_inputs(self, generation_batch):
         if isinstance(generation_batch, dict):  # rollouts that were cut into micro-batches
             return generation_batch
-        # The randomness of sampling and shuffling depends on the seed, the step and the process alone; the surrounding
-        # random state is left as it was.
+        # Rollouts are shuffled with random numbers of the step and the process alone; the surrounding random state is
+        # left as it was
         names = (self.state.global_step, self.accelerator.process_index, self.model.training)
         seed = seed_of(self.args.seed, *names, *self._micro_step())
         with seeded(seed, self.accelerator.device):
@@ -340,7 +341,11 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
                     rows = [r + a + f for r, a, f in zip(rows, attempts[-1], follow_ups[-1], strict=True)]
             return attempts, follow_ups
 
-        turns, follow_ups = self._sampler.attempts(prompt_ids, next_turn, n_turns)
+        # By the place among the rollouts of all processes
+        first = self.accelerator.process_index * len(prompt_ids)
+        step = (self.state.global_step, *self._micro_step())
+        names = [(*step, first + i) for i in range(len(prompt_ids))]
+        turns, follow_ups = self._sampler.attempts(prompt_ids, next_turn, n_turns, names)
         return [responses.ids for responses in turns], follow_ups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

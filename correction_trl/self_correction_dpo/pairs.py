@@ -17,13 +17,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import prepare_multimodal_messages
 
-from ..data_utils import IMAGE_COLUMNS, check_dataset, message_text
+from ..data_utils import IMAGE_COLUMNS, check_dataset, message_text, share_of_process
 from ..errors import BadInput
 from ..evaluation.evaluate import Evaluation, evaluate_traces
 from ..functions import Prompt, call_value_function
 from ..inference.strategy import Trace
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp
-from ..policy.generation import Sampler
+from ..policy.generation import Sampler, numbered
 from ..policy.tokenization import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
@@ -134,7 +134,9 @@ def sample_transcripts(
         reserved = [*processing_class.image_token_ids, *processing_class.video_token_ids]
         reserved = [token for token in reserved if token is not None]
         generation_kwargs = {**(generation_kwargs or {}), "suppress_tokens": reserved}
-    sampler = Sampler(model, tokenizer, max_completion_length, temperature, generation_kwargs=generation_kwargs)
+    sampler = Sampler(
+        model, tokenizer, max_completion_length, temperature, generation_kwargs=generation_kwargs, seed=seed
+    )
     follow_ups = {}
 
     def follow_up(row: dict[str, Any]) -> FollowUp:  # usually one for all rows
@@ -147,42 +149,40 @@ def sample_transcripts(
     state = PartialState()
     lengths = [len(message_text(prompt)) for prompt in dataset["prompt"]]
     by_length = sorted(range(len(dataset)), key=lengths.__getitem__)  # so that little is padded
-    with state.split_between_processes([row for row in by_length for _ in range(n_samples)]) as rows:
-        for start in range(0, len(rows), batch_size):
-            batch = [dataset[row] for row in rows[start : start + batch_size]]
-            if with_images:
-                prompt_ids, model_inputs = _render_with_images(processing_class, batch, model.device)
-            else:
-                model_inputs = None
-                prompt_ids = [
-                    tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in batch
-                ]
+    samples = share_of_process(numbered([row for row in by_length for _ in range(n_samples)]))
+    for start in range(0, len(samples), batch_size):
+        names = samples[start : start + batch_size]
+        batch = [dataset[row] for row, _ in names]
+        if with_images:
+            prompt_ids, model_inputs = _render_with_images(processing_class, batch, model.device)
+        else:
+            model_inputs = None
+            prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in batch]
 
-            def ask_again(turn, attempts, batch=batch):
-                return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
+        def ask_again(turn, attempts, batch=batch):
+            return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
 
-            batch_seed = seed * 1_000_003 + state.process_index * 10_007 + start
-            (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, model_inputs, seed=batch_seed)
-            prompts = [row["prompt"] for row in batch]
-            columns = {key: [row[key] for row in batch] for key in batch[0] if key not in NOT_FOR_THE_TEACHER}
-            values = [call_value_function(value_function, prompts, of.texts, columns) for of in (first, second)]
-            for i in range(len(batch)):
-                transcripts.append(
-                    Transcript(
-                        row=rows[start + i],
-                        prompt=prompts[i],
-                        first=first.texts[i],
-                        second=second.texts[i],
-                        first_value=values[0][i],
-                        second_value=values[1][i],
-                        prompt_ids=prompt_ids[i],
-                        first_ids=first.ids[i],
-                        follow_up_ids=between[i],
-                        second_ids=second.ids[i],
-                        first_complete=not first.cut_off[i],
-                        second_complete=not second.cut_off[i],
-                    )
+        (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, names, model_inputs)
+        prompts = [row["prompt"] for row in batch]
+        columns = {key: [row[key] for row in batch] for key in batch[0] if key not in NOT_FOR_THE_TEACHER}
+        values = [call_value_function(value_function, prompts, of.texts, columns) for of in (first, second)]
+        for i in range(len(batch)):
+            transcripts.append(
+                Transcript(
+                    row=names[i][0],
+                    prompt=prompts[i],
+                    first=first.texts[i],
+                    second=second.texts[i],
+                    first_value=values[0][i],
+                    second_value=values[1][i],
+                    prompt_ids=prompt_ids[i],
+                    first_ids=first.ids[i],
+                    follow_up_ids=between[i],
+                    second_ids=second.ids[i],
+                    first_complete=not first.cut_off[i],
+                    second_complete=not second.cut_off[i],
                 )
+            )
     if state.num_processes > 1:
         transcripts = gather_object(transcripts)
     return sorted(transcripts, key=lambda transcript: transcript.row)

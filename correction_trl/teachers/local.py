@@ -108,7 +108,7 @@ class LocalTeacher(Teacher):
         sampler = Sampler(
             model, tokenizer, self.max_tokens, self.sampling["temperature"], self.sampling.get("top_p", 1.0)
         )
-        found = sampler([ids for _, ids in batch], int(self.key(batch[0][0])[:15], 16))
+        found = sampler([ids for _, ids in batch], [self.key(item) for item, _ in batch])
         return [
             read_reply(self, item, reply, len(asked), len(ids), not cut_off)
             for (item, asked), reply, ids, cut_off in zip(batch, found.texts, found.ids, found.cut_off, strict=True)

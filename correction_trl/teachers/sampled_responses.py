@@ -14,7 +14,7 @@ from trl import ModelConfig, get_quantization_config
 
 from ..data_utils import check_dataset, public_name
 from ..errors import BadInput
-from ..policy.generation import Sampler
+from ..policy.generation import Sampler, numbered
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, tokenize_prompt
 
 
@@ -80,5 +80,6 @@ def _sample(dataset: Dataset, model_name: str, arguments: Any, model_args: Model
         arguments.max_completion_length,
         arguments.temperature,
         batch_size=arguments.generation_batch_size,
+        seed=arguments.seed,
     )
-    return sampler(prompt_ids, arguments.seed).texts
+    return sampler(prompt_ids, numbered(range(len(prompt_ids)))).texts

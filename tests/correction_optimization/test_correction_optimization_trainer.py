@@ -624,6 +624,7 @@ def test_length_prior_raises_what_it_likes_under_the_linear_loss(make_trainer, p
             length_prior=prior,
             max_steps=1,
             per_device_train_batch_size=32,
+            seed=1,
         )
         batches = collect_batches(trainer)
         runs[prior is not None] = gradient(trainer)
