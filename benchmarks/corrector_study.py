@@ -7,7 +7,7 @@ results file already holds is not run again.
 
     python benchmarks/corrector_study.py --seeds 0 1 2
 
-It writes results/corrector_study.json, docs/corrector_study.md and docs/pictures/corrector_*.png.
+It writes results/corrector_study.jsonl, docs/corrector_study.md and docs/pictures/corrector_*.png.
 
 A generator that the corrector was not trained with is the embedded model built from another seed:
 
@@ -15,9 +15,6 @@ A generator that the corrector was not trained with is the embedded model built 
     python benchmarks/corrector_study.py --other_generator other/tiny-carry-chat
 """
 
-import argparse
-import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +22,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import study
 import torch
 from datasets import disable_progress_bars, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -35,13 +33,9 @@ from correction_trl.evaluation import evaluate_corrector
 from correction_trl.evaluation.metrics import summarize
 from correction_trl.policy.generation import Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
-from correction_trl.reporting import installed_versions
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "corrector_study.json"
-TABLES = ROOT / "docs" / "corrector_study.md"
-PICTURES = ROOT / "docs" / "pictures"
+TABLES = study.ROOT / "docs" / "corrector_study.md"
 
 NO_EXPLORATION = {"exploration_steps": 0}
 # Settings that differ from Self-Correct's, and the words of the tables
@@ -69,6 +63,14 @@ CONTROLS = {
 }
 
 
+GENERATORS = {
+    "sampled": "the same, sampled at temperature 1",
+    "sft": "the same, fine-tuned on gold",
+    "other": "a model built from another seed",
+    "hard": "the generator of its training, on the harder test split",
+}
+
+
 def train(arm, seed, dataset, model_path, folder, args):
     """One arm's trained model. The arms of a seed start from one pool of the generator's samples."""
     set_seed(seed)
@@ -85,14 +87,8 @@ def train(arm, seed, dataset, model_path, folder, args):
         per_device_train_batch_size=64,
         learning_rate=6e-4,
         warmup_steps=10,
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
         seed=seed,
-        use_cpu=True,
+        **study.ON_CPU,
     )
     trainer = CorrectorSFTTrainer(
         model_path,
@@ -133,90 +129,86 @@ def controls(generator, tokenizer, dataset, seed):
 
 
 def mean_std(cells, *keys):
-    values = []
-    for cell in cells:
-        for key in keys:
-            cell = cell[key]
-        values.append(100 * cell["mean"])
+    """In percent, over seeds; of the percentages, as the committed tables were rounded."""
+    values = [100 * study.at(cell, *keys) for cell in cells]
     return np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
 
 
-def write_tables(results):
-    cells = {name: [cell for cell in results["cells"] if cell["arm"] == name] for name in [*ARMS, "controls"]}
-    base = results["base"]
+def write_tables(results: study.Study):
+    cells = {name: results.where(arm=name) for name in [*ARMS, "controls"]}
+    settings, base = results.settings, results.settings["base"]
     n = base["own corrector"]["acc@t1"]["n"]
 
+    def plus_minus(of_arm, *keys):
+        return "{:.1f} ± {:.1f}".format(*mean_std(of_arm, *keys))
+
     def row(label, of_arm, evaluation="test", turns=(1, 2, 3, 4)):
-        columns = [mean_std(of_arm, evaluation, f"acc@t{turn}") for turn in turns]
         gains = [cell[evaluation]["delta(t1,t2)"] for cell in of_arm]
         low, high = min(100 * g["low"] for g in gains), max(100 * g["high"] for g in gains)
         changes = " / ".join(f"{mean_std(of_arm, evaluation, f'delta({key})')[0]:.1f}" for key in ("i->c", "c->i"))
-        cells_of_row = " | ".join(f"{mean:.1f} ± {std:.1f}" for mean, std in columns)
         gain = mean_std(of_arm, evaluation, "delta(t1,t2)")[0]
-        return f"| {label} | {cells_of_row} | {gain:+.1f} [{low:+.1f}, {high:+.1f}] | {changes} |"
+        numbers = [plus_minus(of_arm, evaluation, f"acc@t{turn}") for turn in turns]
+        return [label, *numbers, f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]", changes]
 
-    header = [
-        "| | alone | 1 correction | 2 corrections | 3 corrections | gain of the first | i→c / c→i |",
-        "|---|---|---|---|---|---|---|",
+    def table(*rows):
+        corrections = ["1 correction", "2 corrections", "3 corrections"]
+        return study.table(["", "alone", *corrections, "gain of the first", "i→c / c→i"], rows)
+
+    controls = [
+        [f"{label}, temperature {temperature}", str(samples), plus_minus(cells["controls"], str(temperature), name)]
+        for temperature in TEMPERATURES
+        for name, (samples, label) in CONTROLS.items()
     ]
+    fine_tuned = plus_minus(cells["sft"], "test", "acc@t1")
+    controls.append([f"{ARMS['sft'][1]} (greedy, no correction)", "1", fine_tuned])
     own = {"own corrector": base["own corrector"]}
     lines = [
         "# What a corrector gains, and from what",
         "",
-        f"Embedded task and model; {results['train_rows']} training prompts, 8 samples of the generator for each, "
-        f"{results['steps']} updates of 64 pairs, exploration every 50; {n} test problems, greedy decoding. Percent "
-        f"right, mean ± standard deviation over training seeds {results['seeds']}. Gains in points; in brackets the "
+        f"Embedded task and model; {settings['train_rows']} training prompts, 8 samples of the generator for each, "
+        f"{settings['steps']} updates of 64 pairs, exploration every 50; {n} test problems, greedy decoding. Percent "
+        f"right, mean ± standard deviation over training seeds {results.seeds}. Gains in points; in brackets the "
         "lowest and the highest end of the seeds' 95 % bootstrap intervals over problems. Written by `python "
-        "benchmarks/corrector_study.py` from `results/corrector_study.json`. What follows from it is in "
+        "benchmarks/corrector_study.py` from `results/corrector_study.jsonl`. What follows from it is in "
         "[corrector_sft.md](corrector_sft.md).",
         "",
         "## Corrections, and the same number of samples without a corrector",
         "",
-        *header,
-        row("the model before training as its own corrector", [own], "own corrector"),
-        row("**generator + corrector**", cells["self_correct"]),
-        row("generator + corrector **with feedback** (uses the gold answer)", cells["feedback"]),
-        row("generator + corrector, twice the updates", cells["longer"]),
-        row(
-            "generator + corrector **with feedback** (uses the gold answer), twice the updates",
-            cells["feedback_longer"],
+        *table(
+            row("the model before training as its own corrector", [own], "own corrector"),
+            row("**generator + corrector**", cells["self_correct"]),
+            row("generator + corrector **with feedback** (uses the gold answer)", cells["feedback"]),
+            row("generator + corrector, twice the updates", cells["longer"]),
+            row(
+                "generator + corrector **with feedback** (uses the gold answer), twice the updates",
+                cells["feedback_longer"],
+            ),
+            row("generator + corrector, right responses left alone by an **oracle**", cells["self_correct"], "oracle"),
         ),
-        row("generator + corrector, right responses left alone by an **oracle**", cells["self_correct"], "oracle"),
         "",
-        "| control | samples | right |",
-        "|---|---|---|",
-    ]
-    for temperature in map(str, TEMPERATURES):
-        for name, (samples, label) in CONTROLS.items():
-            mean, std = mean_std(cells["controls"], temperature, name)
-            lines.append(f"| {label}, temperature {temperature} | {samples} | {mean:.1f} ± {std:.1f} |")
-    mean, std = mean_std(cells["sft"], "test", "acc@t1")
-    lines.append(f"| {ARMS['sft'][1]} (greedy, no correction) | 1 | {mean:.1f} ± {std:.1f} |")
-    lines += [
+        *study.table(["control", "samples", "right"], controls),
         "",
         "![Corrections and controls](pictures/corrector_controls.png)",
         "",
         "## What it owes to which part",
         "",
-        *header,
-        *(row(ARMS[arm][1], cells[arm]) for arm in ("self_correct", "no_exploration", "uniform", "no_similarity")),
+        *table(
+            *(row(ARMS[arm][1], cells[arm]) for arm in ("self_correct", "no_exploration", "uniform", "no_similarity"))
+        ),
         "",
         "![Ablations](pictures/corrector_ablations.png)",
         "",
         "## Generators that it was not trained with",
         "",
-        *header,
-        row("the generator of its training", cells["self_correct"]),
+        *table(
+            row("the generator of its training", cells["self_correct"]),
+            *(
+                row(label, cells["self_correct"], name)
+                for name, label in GENERATORS.items()
+                if all(name in cell for cell in cells["self_correct"])
+            ),
+        ),
     ]
-    labels = {
-        "sampled": "the same, sampled at temperature 1",
-        "sft": "the same, fine-tuned on gold",
-        "other": "a model built from another seed",
-        "hard": "the generator of its training, on the harder test split",
-    }
-    for name, label in labels.items():
-        if all(name in cell for cell in cells["self_correct"]):
-            lines.append(row(label, cells["self_correct"], name))
     seconds = [cell["seconds"] for cell in cells["self_correct"]]
     cpu = [cell["cpu_seconds"] for cell in cells["self_correct"]]
     lines += [
@@ -228,10 +220,10 @@ def write_tables(results):
         "",
     ]
     TABLES.write_text("\n".join(lines))
-    draw(cells, base, labels)
+    draw(cells, base)
 
 
-def draw(cells, base, labels):
+def draw(cells, base):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -241,44 +233,43 @@ def draw(cells, base, labels):
         axis.errorbar(range(4), means, yerr=stds, marker="o", capsize=3, label=label, **style)
 
     def finish(figure, axis, title, name, legend="lower right"):
-        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        study.tidy(axis, title=title)
         axis.set_ylabel("right (% of the test problems)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e6e8ea")
         axis.legend(frameon=False, fontsize=8, loc=legend)
-        figure.tight_layout()
-        figure.savefig(PICTURES / f"corrector_{name}.png", dpi=150)
+        study.save(figure, f"corrector_{name}.png", dpi=150)
         plt.close(figure)
 
     corrections = {"xticks": range(4), "xlabel": "corrections"}
     figure, axis = plt.subplots(figsize=(6.8, 5))
-    curve(axis, cells["self_correct"], "Self-Correct", color="#2b6a99")
-    curve(axis, cells["feedback"], "with feedback (uses the gold answer)", color="#4d8a57")
-    curve(axis, cells["self_correct"], "gated by an oracle", "oracle", color="#2b6a99", linestyle=":")
-    curve(axis, [{"base": base["own corrector"]}], "untrained model corrects itself", "base", color="#8a8f98")
+    curve(axis, cells["self_correct"], "Self-Correct", color=study.BLUE)
+    curve(axis, cells["feedback"], "with feedback (uses the gold answer)", color=study.GREEN)
+    curve(axis, cells["self_correct"], "gated by an oracle", "oracle", color=study.BLUE, linestyle=":")
+    curve(axis, [{"base": base["own corrector"]}], "untrained model corrects itself", "base", color=study.GREY)
     names = "resample", "majority of 2", "majority of 3", "majority of 4"
     by_temperature = [[mean_std(cells["controls"], str(t), name) for name in names] for t in TEMPERATURES]
     best = max(range(len(TEMPERATURES)), key=lambda i: by_temperature[i][-1][0])
     means, stds = zip(*by_temperature[best], strict=True)
     axis.errorbar(
-        [1, 1, 2, 3], means, yerr=stds, marker="s", linestyle="", capsize=3, color="#c9742b",
+        [1, 1, 2, 3], means, yerr=stds, marker="s", linestyle="", capsize=3, color=study.ORANGE,
         label=f"control: a new sample (1); majority of 2, 3, 4 (temperature {TEMPERATURES[best]})",
     )  # fmt: skip
-    axis.axhline(mean_std(cells["sft"], "test", "acc@t1")[0], color="#7d5fa3", linestyle="--", linewidth=1,
+    axis.axhline(mean_std(cells["sft"], "test", "acc@t1")[0], color=study.PURPLE, linestyle="--", linewidth=1,
                  label="control: generator fine-tuned on gold")  # fmt: skip
     axis.set(**corrections)
     finish(figure, axis, "A trained corrector, and the same compute without one", "controls", "center right")
 
     figure, axis = plt.subplots(figsize=(6.8, 5))
     for arm, color in zip(("self_correct", "no_exploration", "uniform", "no_similarity"),
-                          ("#2b6a99", "#c9742b", "#4d8a57", "#7d5fa3"), strict=True):  # fmt: skip
+                          (study.BLUE, study.ORANGE, study.GREEN, study.PURPLE), strict=True):  # fmt: skip
         curve(axis, cells[arm], ARMS[arm][1], color=color, alpha=0.85)
     axis.set(**corrections)
     finish(figure, axis, "Parts of Self-Correct left out", "ablations")
 
     figure, axis = plt.subplots(figsize=(6.8, 5))
-    curve(axis, cells["self_correct"], "the generator of its training", color="#2b6a99")
-    for (name, label), color in zip(labels.items(), ("#8a8f98", "#7d5fa3", "#c9742b", "#4d8a57"), strict=True):
+    curve(axis, cells["self_correct"], "the generator of its training", color=study.BLUE)
+    for (name, label), color in zip(
+        GENERATORS.items(), (study.GREY, study.PURPLE, study.ORANGE, study.GREEN), strict=True
+    ):
         if all(name in cell for cell in cells["self_correct"]):
             curve(axis, cells["self_correct"], label, name, color=color)
     axis.set(**corrections)
@@ -286,24 +277,29 @@ def draw(cells, base, labels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study.parser(__doc__, "corrector_study.jsonl")
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, "controls"], default=[*ARMS, "controls"])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--train_rows", type=int, default=800)
     parser.add_argument("--test_rows", type=int, default=2000)
     parser.add_argument("--other_generator", help="folder of the embedded model built from another seed")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results files to add to --results first")
     parser.add_argument(
         "--models", type=Path, help="folder for pools and models of the controls; by default a new one"
     )
     args = parser.parse_args()
+    results = study.Study(args.results, ("arm", "seed"))
+    if not args.tables:
+        run_cells(results, args)
+    is_whole = all(len(results.where(arm=arm)) == len(results.seeds) for arm in [*ARMS, "controls"])
+    if results.is_committed and is_whole:
+        write_tables(results)
+
+
+def run_cells(results: study.Study, args):
     torch.set_num_threads(1)
     disable_progress_bars()
     folder = args.models or Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True, parents=True)
-
     model_path = embedded_path("tiny-carry-chat")
     data = load_dataset(embedded_path("carry_addition"))
     test, hard = (data[split].select(range(args.test_rows)) for split in ("test", "test_hard"))
@@ -316,67 +312,43 @@ def main():
             max_completion_length=16, batch_size=500, n_examples=0, **settings,
         ).metrics  # fmt: skip
 
-    results = json.loads(args.results.read_text()) if args.results.exists() else {"cells": []}
-    for other in args.merge:
-        results["cells"] += json.loads(other.read_text())["cells"]
-    results["cells"] = list({(cell["arm"], cell["seed"]): cell for cell in results["cells"]}.values())
-    results.update(
+    def run(cell):
+        arm, seed = cell["arm"], cell["seed"]
+        if arm == "controls":
+            return controls(generator, tokenizer, test, seed)
+        start, cpu_start = time.time(), time.process_time()
+        model, log = train(arm, seed, data["train"].select(range(args.train_rows)), model_path, folder, args)
+        found = {
+            "seconds": round(time.time() - start, 1),
+            "cpu_seconds": round(time.process_time() - cpu_start, 1),
+            "pool": {key: value for entry in log for key, value in entry.items() if key.startswith("pool/")},
+        }
+        if arm == "sft":
+            found["test"] = measure(model, model, max_corrections=0)
+            model.save_pretrained(folder / f"sft_{seed}")
+        else:
+            found["test"] = measure(model, feedback=marked_digits if arm.startswith("feedback") else None)
+        if arm == "self_correct":
+            found["oracle"] = measure(model, oracle=True)
+            found["sampled"] = measure(model, temperature=1.0, seed=seed)
+            found["hard"] = measure(model, dataset=hard)
+            others = {"sft": folder / f"sft_{seed}", "other": Path(args.other_generator or "")}
+            for name, path in others.items():
+                if (path / "config.json").is_file():
+                    found[name] = measure(model, AutoModelForCausalLM.from_pretrained(path))
+        accuracies = (
+            f"{name} {value['mean']:.3f}" for name, value in found["test"].items() if name.startswith("acc@")
+        )
+        return {**found, "summary": " ".join(accuracies)}
+
+    results.begin(
+        "python benchmarks/corrector_study.py --seeds 0 1 2 --other_generator other/tiny-carry-chat",
+        lambda: {"own corrector": measure(generator)},
         steps=args.steps,
         train_rows=args.train_rows,
-        seeds=sorted({*args.seeds, *(cell["seed"] for cell in results["cells"])}),
-        command="python benchmarks/corrector_study.py --seeds 0 1 2 --other_generator other/tiny-carry-chat",
-        versions=installed_versions(),
     )
-
-    def save():
-        args.results.parent.mkdir(exist_ok=True)
-        temporary = args.results.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, args.results)
-
-    if "base" not in results:
-        results["base"] = {"own corrector": measure(generator)}
-        save()
-    done = {(cell["arm"], cell["seed"]) for cell in results["cells"]}
-    for seed in args.seeds:
-        for arm in [*ARMS, "controls"]:
-            if arm not in args.arms or (arm, seed) in done:
-                continue
-            if arm == "controls":
-                cell = {"arm": arm, "seed": seed, **controls(generator, tokenizer, test, seed)}
-            else:
-                start, cpu_start = time.time(), time.process_time()
-                model, log = train(arm, seed, data["train"].select(range(args.train_rows)), model_path, folder, args)
-                cell = {
-                    "arm": arm,
-                    "seed": seed,
-                    "seconds": round(time.time() - start, 1),
-                    "cpu_seconds": round(time.process_time() - cpu_start, 1),
-                    "pool": {key: value for entry in log for key, value in entry.items() if key.startswith("pool/")},
-                }
-                if arm == "sft":
-                    cell["test"] = measure(model, model, max_corrections=0)
-                    model.save_pretrained(folder / f"sft_{seed}")
-                else:
-                    cell["test"] = measure(model, feedback=marked_digits if arm.startswith("feedback") else None)
-                if arm == "self_correct":
-                    cell["oracle"] = measure(model, oracle=True)
-                    cell["sampled"] = measure(model, temperature=1.0, seed=seed)
-                    cell["hard"] = measure(model, dataset=hard)
-                    others = {"sft": folder / f"sft_{seed}", "other": Path(args.other_generator or "")}
-                    for name, path in others.items():
-                        if (path / "config.json").is_file():
-                            cell[name] = measure(model, AutoModelForCausalLM.from_pretrained(path))
-            results["cells"].append(cell)
-            shown = cell.get("test", cell)
-            print(seed, arm, *(f"{name} {value['mean']:.3f}" for name, value in shown.items()
-                               if name.startswith("acc@")), flush=True)  # fmt: skip
-            save()
-    save()
-    if {(arm, seed) for arm in [*ARMS, "controls"] for seed in results["seeds"]} <= {
-        (cell["arm"], cell["seed"]) for cell in results["cells"]
-    }:
-        write_tables(results)
+    arms = [arm for arm in [*ARMS, "controls"] if arm in args.arms]
+    results.run(({"arm": arm, "seed": seed} for seed in args.seeds for arm in arms), run, args.part)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ Every loss, with and without the NLL anchor, on-policy and on stored pairs, agai
 prompts with the corrections as completions (the control), all from the embedded base model and with the same number of
 prompts and updates. Each cell is one training run; a cell that the results file already holds is not run again.
 
-    python benchmarks/loss_study.py --seeds 0 1 2          # writes results/loss_study.json and docs/loss_study.md
+    python benchmarks/loss_study.py --seeds 0 1 2          # writes results/loss_study.jsonl and docs/loss_study.md
 """
 
-import argparse
-import json
-import os
 import tempfile
-import time
-from pathlib import Path
 
+import study
 import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -23,12 +19,10 @@ from trl import SFTConfig, SFTTrainer
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path, exact_match, one_digit_teacher, right_answer_teacher
 from correction_trl.evaluation import evaluate_corrections
-from correction_trl.reporting import installed_versions
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "loss_study.json"
-TABLE = ROOT / "docs" / "loss_study.md"
+TABLE = study.ROOT / "docs" / "loss_study.md"
+IDENTITY = ("data", "loss", "nll_weight", "learning_rate", "seed")
 
 LOSSES = {
     "linear": {"loss_type": "linear", "reference_free": True},
@@ -73,7 +67,7 @@ METRICS = ("acc@t1", "acc@t1/sampled", "correction_edit_ratio", "correction_amou
 
 
 def cells(seeds):
-    """Every run of the study: (data, loss, NLL weight, learning rate, seed)."""
+    """Every run of the study, as a tuple of its `IDENTITY`."""
     for seed in seeds:
         for learning_rate in (2e-4, 4e-4):
             yield "on-policy", CONTROL, 1.0, learning_rate, seed
@@ -121,14 +115,8 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
         "learning_rate": learning_rate,
         "warmup_steps": 5,
         "max_grad_norm": 1.0,
-        "logging_steps": 10,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
         "seed": seed,
-        "use_cpu": True,
+        **study.ON_CPU,
     }
     if loss == CONTROL and data == "one digit":
         # y' depends on y here, so the control, too, has to sample: the anchor alone, on every pair
@@ -169,84 +157,73 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
     return trainer.model, trainer.processing_class
 
 
-def write_table(results):
+def write_table(results: study.Study):
     """Mean over seeds, with the spread between them."""
-
-    def mean_std(values):
-        mean = sum(values) / len(values)
-        return mean, (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
-
-    base = results["base"]["metrics"]
+    settings, base = results.settings, results.settings["base"]["metrics"]
     lines = [
         "# Which losses are safe, and which beat the control",
         "",
-        f"Embedded task and base model; {results['steps']} updates of {results['batch_size']} prompts, linear "
-        f"schedule; {base['acc@t1']['n']} test problems; mean ± standard deviation over seeds {results['seeds']}. "
+        f"Embedded task and base model; {settings['steps']} updates of {settings['batch_size']} prompts, linear "
+        f"schedule; {base['acc@t1']['n']} test problems; mean ± standard deviation over seeds {results.seeds}. "
         "`lr` is, in the first table, the better of 2e-4 and 4e-4 (by the mean of greedy and sampled accuracy on 500 "
         "validation problems); in the others one rate was run. Unchanged kept: `unchanged_pairs: keep`. The control "
         "is TRL's `SFTTrainer` on the same prompts with the corrections as completions. Sorted by the sum of both "
         "accuracies. What follows is in [correction_optimization.md](correction_optimization.md). Written by "
-        "`python benchmarks/loss_study.py` from `results/loss_study.json`.",
+        "`python benchmarks/loss_study.py` from `results/loss_study.jsonl`.",
         "",
     ]
     for data, title in (
         ("on-policy", "On-policy: responses sampled from the current policy, all wrong digits corrected"),
         ("one digit", "On-policy, with a teacher that corrects one wrong digit at a time"),
-        ("stored", f"Stored pairs: {results['n_pairs']} wrong responses of the base model, used for several epochs"),
+        ("stored", f"Stored pairs: {settings['n_pairs']} wrong responses of the base model, used for several epochs"),
     ):
-        lines += [
-            f"## {title}",
-            "",
-            "| loss | NLL anchor | lr | acc@t1 (greedy) | acc@t1 (sampled) | edit ratio | log π(y'\\|x) |",
-            "|---|---|---|---|---|---|---|",
-            f"| base model | | | {100 * base['acc@t1']['mean']:.1f} | {100 * base['acc@t1/sampled']['mean']:.1f} | "
-            f"{100 * base['correction_edit_ratio']['mean']:.1f} % | {base['logps/correction']['mean']:.2f} |",
-        ]
         groups = {}
-        for cell in results["cells"]:
-            if cell["data"] == data:
-                group = groups.setdefault((cell["loss"], cell["nll_weight"]), {})
-                group.setdefault(cell["learning_rate"], []).append(cell)
-        rows = []
-        for (loss, nll_weight), by_rate in groups.items():
-            best = max(
-                by_rate, key=lambda rate: sum(c["validation_accuracy"] for c in by_rate[rate]) / len(by_rate[rate])
-            )
-            runs = by_rate[best]
-            column = {name: mean_std([run["metrics"][name]["mean"] for run in runs]) for name in METRICS}
-            anchor = "" if loss.startswith("SFT") else f"{nll_weight}"
-            name = f"**{loss}** (control)" if loss.startswith("SFT") else loss
-            rows.append(
-                (
-                    -column["acc@t1"][0] - column["acc@t1/sampled"][0],
-                    f"| {name} | {anchor} | {best:.0e} | {100 * column['acc@t1'][0]:.1f} ± "
-                    f"{100 * column['acc@t1'][1]:.1f} | {100 * column['acc@t1/sampled'][0]:.1f} ± "
-                    f"{100 * column['acc@t1/sampled'][1]:.1f} | {100 * column['correction_edit_ratio'][0]:.1f} % | "
-                    f"{column['logps/correction'][0]:.2f} |",
-                )
-            )
-        lines += [line for _, line in sorted(rows)] + [""]
-    TABLE.parent.mkdir(exist_ok=True)
+        for run in results.where(data=data):
+            of_loss = groups.setdefault((run["loss"], run["nll_weight"]), {})
+            of_loss.setdefault(run["learning_rate"], []).append(run)
+        rows = [
+            ["base model", "", "", *(f"{100 * base[name]['mean']:.1f}" for name in ("acc@t1", "acc@t1/sampled")),
+             f"{100 * base['correction_edit_ratio']['mean']:.1f} %", f"{base['logps/correction']['mean']:.2f}"]
+        ]  # fmt: skip
+        headings = "loss, NLL anchor, lr, acc@t1 (greedy), acc@t1 (sampled), edit ratio, log π(y'\\|x)".split(", ")
+        of_losses = [_row(*of_loss) for of_loss in groups.items()]
+        rows += [cells for _, cells in sorted(of_losses, key=lambda row: (row[0], row[1]))]
+        lines += [f"## {title}", "", *study.table(headings, rows), ""]
     TABLE.write_text("\n".join(lines))
 
 
+def _row(of: tuple[str, float], by_rate: dict[float, list[dict]]) -> tuple[float, list[str]]:
+    """Cells of a loss at its better rate, and what they are sorted by."""
+    loss, nll_weight = of
+    best = max(by_rate, key=lambda rate: study.mean_std(run["validation_accuracy"] for run in by_rate[rate])[0])
+    column = {name: [study.at(run, "metrics", name) for run in by_rate[best]] for name in METRICS}
+    mean = {name: study.mean_std(values)[0] for name, values in column.items()}
+    control = loss == CONTROL
+    cells = [f"**{loss}** (control)" if control else loss, "" if control else f"{nll_weight}", f"{best:.0e}"]
+    cells += [study.plus_minus(column[name]) for name in ("acc@t1", "acc@t1/sampled")]
+    cells += [f"{100 * mean['correction_edit_ratio']:.1f} %", f"{mean['logps/correction']:.2f}"]
+    return -mean["acc@t1"] - mean["acc@t1/sampled"], cells
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study.parser(__doc__, "loss_study.jsonl")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--n_pairs", type=int, default=2000)
     parser.add_argument("--only", choices=["on-policy", "one digit", "stored"], help="run only these cells")
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, for several processes side by side")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results files to add to --results first")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    part, n_parts = map(int, args.part.split("/"))
+    results = study.Study(args.results, IDENTITY)
+    if not args.tables:
+        run_cells(results, args)
+    if results.is_committed:
+        write_table(results)
 
-    model_path, data_path = embedded_path("tiny-carry-chat"), embedded_path("carry_addition")
-    data = load_dataset(data_path)
+
+def run_cells(results: study.Study, args):
+    torch.set_num_threads(1)
+    model_path, data = embedded_path("tiny-carry-chat"), load_dataset(embedded_path("carry_addition"))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
+    pairs = {}
 
     def measure(model, split, seed):
         return evaluate_corrections(
@@ -260,48 +237,28 @@ def main():
             seed=seed,
         ).metrics
 
-    results = json.loads(args.results.read_text()) if args.results.exists() else {"cells": []}
-    keys = ("data", "loss", "nll_weight", "learning_rate", "seed")
-    for other in args.merge:
-        results["cells"] += json.loads(other.read_text())["cells"]
-    results["cells"] = list({tuple(cell[key] for key in keys): cell for cell in results["cells"]}.values())
-    results.update(
+    def run(cell):
+        seed = cell["seed"]
+        if cell["data"] == "stored" and seed not in pairs:
+            pairs[seed] = stored_pairs(data["train"], model_path, args.n_pairs, seed)
+        model, _ = train(*cell.values(), data["train"], pairs.get(seed), model_path, args)
+        validation = measure(model, data["validation"].select(range(500)), seed)
+        metrics = measure(model, data["test"], seed)
+        return {
+            "validation_accuracy": (validation["acc@t1"]["mean"] + validation["acc@t1/sampled"]["mean"]) / 2,
+            "metrics": metrics,
+            "summary": f"{metrics['acc@t1']['mean']:.3f} {metrics['acc@t1/sampled']['mean']:.3f}",
+        }
+
+    results.begin(
+        f"python benchmarks/loss_study.py --seeds {' '.join(map(str, args.seeds))}",
+        lambda: {"metrics": measure(AutoModelForCausalLM.from_pretrained(model_path), data["test"], 0)},
         steps=args.steps,
         batch_size=args.batch_size,
         n_pairs=args.n_pairs,
-        seeds=args.seeds,
-        command=f"python benchmarks/loss_study.py --seeds {' '.join(map(str, args.seeds))}",
-        versions=installed_versions(),
     )
-    if "base" not in results:
-        results["base"] = {"metrics": measure(AutoModelForCausalLM.from_pretrained(model_path), data["test"], 0)}
-    done = {tuple(cell[key] for key in keys) for cell in results["cells"]}
-    pairs = {}
-    for i, cell in enumerate(cells(args.seeds)):
-        if i % n_parts != part or cell in done or (args.only and cell[0] != args.only):
-            continue
-        seed = cell[-1]
-        if cell[0] == "stored" and seed not in pairs:
-            pairs[seed] = stored_pairs(data["train"], model_path, args.n_pairs, seed)
-        start = time.time()
-        model, _ = train(*cell, data["train"], pairs.get(seed), model_path, args)
-        validation = measure(model, data["validation"].select(range(500)), seed)
-        results["cells"].append(
-            {
-                **dict(zip(keys, cell, strict=True)),
-                "validation_accuracy": (validation["acc@t1"]["mean"] + validation["acc@t1/sampled"]["mean"]) / 2,
-                "metrics": measure(model, data["test"], seed),
-                "seconds": round(time.time() - start, 1),
-            }
-        )
-        metrics = results["cells"][-1]["metrics"]
-        print(*cell, f"{metrics['acc@t1']['mean']:.3f} {metrics['acc@t1/sampled']['mean']:.3f}", flush=True)
-        args.results.parent.mkdir(exist_ok=True)
-        temporary = args.results.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, args.results)
-    args.results.write_text(json.dumps(results, indent=1))
-    write_table(results)
+    wanted = (dict(zip(IDENTITY, cell, strict=True)) for cell in cells(args.seeds))
+    results.run((cell for cell in wanted if args.only in (None, cell["data"])), run, args.part)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,13 @@ SCL on the embedded task and model: dialogues of two turns at temperature 1, pre
 prompts, against two controls with as many pairs. The first seed is run at two learning rates, the others at the one
 that is better on validation. A cell that the results file already holds is not run again.
 
-    python benchmarks/scl_study.py --seeds 0 1 2          # writes results/scl.json and docs/pictures/scl.png
+    python benchmarks/scl_study.py --seeds 0 1 2          # writes results/scl_study.jsonl and docs/pictures/scl.png
 """
 
-import argparse
-import json
-import os
 import tempfile
 import time
-from pathlib import Path
 
+import study
 import torch
 from datasets import load_dataset
 from matplotlib.figure import Figure
@@ -23,12 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path, exact_match
 from correction_trl.evaluation import evaluate_attempts
-from correction_trl.reporting import installed_versions
 from correction_trl.self_correction_dpo.pairs import Transcript, make_pairs, sample_transcripts
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS, PICTURE = ROOT / "results" / "scl.json", ROOT / "docs" / "pictures" / "scl.png"
 INSTRUCTION = "There might be an error in the answer above. Please correct it."
 METRICS = ("acc@t1", "acc@t2", "delta(t1,t2)", "delta(i->c)", "delta(c->i)", "answer_changed")
 
@@ -69,18 +63,25 @@ def independent(transcripts: list[Transcript]) -> list[Transcript]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study.parser(__doc__, "scl_study.jsonl")
     parser.add_argument("--problems", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    results = study.Study(args.results, ("arm", "learning_rate", "seed"))
+    if not args.tables:
+        run_cells(results, args)
+    if results.is_committed:
+        write_picture(results)
+    print("\n".join(table(results)))
 
+
+def run_cells(results: study.Study, args):
+    torch.set_num_threads(1)
     model_path = embedded_path("tiny-carry-chat")
     data = load_dataset(embedded_path("carry_addition"))
     problems = data["train"].select(range(args.problems))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
+    first_rounds = {}  # by seed: its dialogues, and the seconds that they took
 
     def measure(model, split, temperature, seed=0):
         evaluation = evaluate_attempts(
@@ -108,143 +109,115 @@ def main():
             beta=1e-9 if arm.endswith("NLL alone") else 0.1,
             nll_weight=1 / 14,  # answers have 14 tokens: one per token
             max_completion_length=16,
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
             seed=seed,
-            use_cpu=True,
+            **study.ON_CPU,
         )
         trainer = CorrectionOptimizationTrainer(path, config, train_dataset=pairs)
         trainer.train()
         trainer.save_model(output_dir)
         return trainer.model
 
-    results = json.loads(args.results.read_text()) if args.results.exists() else {"cells": []}
-    results.update(
+    def run(cell):
+        arm, seed = cell["arm"], cell["seed"]
+        _, pair_prompt, n_rounds, _ = next(of_arm for of_arm in ARMS if of_arm[0] == arm)
+        start = time.time()
+        if seed not in first_rounds:
+            first_rounds[seed] = sample(model_path, seed), time.time() - start
+            start = time.time()
+        first_round, sampling_seconds = first_rounds[seed]
+        path, counts = model_path, []
+        for number in range(1, n_rounds + 1):
+            transcripts = first_round if number == 1 else sample(path, seed + 100 * number)
+            if arm.endswith("independent answers"):
+                n_pairs = make_pairs(first_round)[1]["pairs"]
+                pairs, found = make_pairs(independent(sample(model_path, seed + 1000, 2)))
+                counts.append({**found, "pairs": n_pairs})
+                pairs = pairs.shuffle(seed=seed).select(range(n_pairs))
+            else:
+                pairs, found = make_pairs(transcripts, pair_prompt, instruction=INSTRUCTION)
+                counts.append(found)
+            output_dir = tempfile.mkdtemp()
+            model = train(path, pairs, arm, cell["learning_rate"], seed, output_dir)
+            path = output_dir
+        seconds = time.time() - start
+        greedy = measure(model, data["test"], 0.0)
+        return {
+            "rounds": counts,
+            "validation": measure(model, data["validation"], 0.0),
+            "greedy": greedy,
+            "sampled": measure(model, data["test"], 1.0, seed),
+            "seconds": round(seconds + sampling_seconds, 1),  # the first round's dialogues are shared
+            "summary": " ".join(f"{100 * greedy[name]['mean']:.1f}" for name in METRICS),
+        }
+
+    def base():
+        model = AutoModelForCausalLM.from_pretrained(model_path)
+        return {"greedy": measure(model, data["test"], 0.0), "sampled": measure(model, data["test"], 1.0)}
+
+    results.begin(
+        f"python benchmarks/scl_study.py --seeds {' '.join(map(str, args.seeds))}",
+        base,
         problems=args.problems,
         epochs=args.epochs,
-        seeds=args.seeds,
         instruction=INSTRUCTION,
-        command=f"python benchmarks/scl_study.py --seeds {' '.join(map(str, args.seeds))}",
-        versions=installed_versions(),
+    )
+    first, *others = args.seeds
+    rates = {arm: learning_rates for arm, _, _, learning_rates in ARMS}
+    results.run(
+        ({"arm": arm, "learning_rate": rate, "seed": first} for arm, of_arm in rates.items() for rate in of_arm),
+        run,
+        args.part,
+    )
+    results.run(
+        ({"arm": arm, "learning_rate": best_rate(results, arm), "seed": seed} for seed in others for arm in rates),
+        run,
+        args.part,
     )
 
-    def save():
-        args.results.parent.mkdir(exist_ok=True)
-        temporary = args.results.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, args.results)
 
-    if "base" not in results:
-        base = AutoModelForCausalLM.from_pretrained(model_path)
-        results["base"] = {"greedy": measure(base, data["test"], 0.0), "sampled": measure(base, data["test"], 1.0)}
-        save()
-    done = {(cell["arm"], cell["learning_rate"], cell["seed"]) for cell in results["cells"]}
-    for seed in args.seeds:
-        first_round, sampling_seconds = None, 0.0
-        for arm, pair_prompt, rounds, learning_rates in ARMS:
-            if seed != args.seeds[0]:
-                learning_rates = (best_rate(results, arm),)
-            for learning_rate in learning_rates:
-                if (arm, learning_rate, seed) in done:
-                    continue
-                if first_round is None:
-                    start = time.time()
-                    first_round = sample(model_path, seed)
-                    sampling_seconds = time.time() - start
-                start, path, counts = time.time(), model_path, []
-                for number in range(1, rounds + 1):
-                    transcripts = first_round if number == 1 else sample(path, seed + 100 * number)
-                    if arm.endswith("independent answers"):
-                        n_pairs = make_pairs(first_round)[1]["pairs"]
-                        pairs, found = make_pairs(independent(sample(model_path, seed + 1000, 2)))
-                        counts.append({**found, "pairs": n_pairs})
-                        pairs = pairs.shuffle(seed=seed).select(range(n_pairs))
-                    else:
-                        pairs, found = make_pairs(transcripts, pair_prompt, instruction=INSTRUCTION)
-                        counts.append(found)
-                    output_dir = tempfile.mkdtemp()
-                    model = train(path, pairs, arm, learning_rate, seed, output_dir)
-                    path = output_dir
-                seconds = time.time() - start
-                results["cells"].append(
-                    {
-                        "arm": arm,
-                        "learning_rate": learning_rate,
-                        "seed": seed,
-                        "rounds": counts,
-                        "validation": measure(model, data["validation"], 0.0),
-                        "greedy": measure(model, data["test"], 0.0),
-                        "sampled": measure(model, data["test"], 1.0, seed),
-                        "seconds": round(seconds + sampling_seconds, 1),  # the first round's dialogues are shared
-                    }
-                )
-                metrics = results["cells"][-1]["greedy"]
-                print(arm, learning_rate, seed, *(f"{100 * metrics[m]['mean']:.1f}" for m in METRICS), flush=True)
-                save()
-    save()
-    write_picture(results)
-    print(table(results))
-
-
-def best_rate(results, arm: str) -> float:
+def best_rate(results: study.Study, arm: str) -> float:
     """The learning rate that is best on validation with the first seed, by the mean of both accuracies."""
-    runs = [cell for cell in results["cells"] if cell["arm"] == arm and cell["seed"] == results["seeds"][0]]
+    runs = results.where(arm=arm, seed=results.seeds[0])
     best = max(runs, key=lambda run: run["validation"]["acc@t1"]["mean"] + run["validation"]["acc@t2"]["mean"])
     return best["learning_rate"]
 
 
-def best_runs(results) -> dict[str, list[dict]]:
+def best_runs(results: study.Study) -> dict[str, list[dict]]:
     """Per arm its runs at that rate."""
-    rates = {arm: best_rate(results, arm) for arm in dict.fromkeys(cell["arm"] for cell in results["cells"])}
-    return {
-        arm: [cell for cell in results["cells"] if (cell["arm"], cell["learning_rate"]) == (arm, rate)]
-        for arm, rate in rates.items()
-    }
+    arms = dict.fromkeys(run["arm"] for run in results.runs)
+    return {arm: results.where(arm=arm, learning_rate=best_rate(results, arm)) for arm in arms}
 
 
-def mean_std(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, (sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5
-
-
-def table(results) -> str:
+def table(results: study.Study) -> list[str]:
     """For docs/self_correction_dpo.md: percent, mean ± standard deviation over seeds."""
-    lines = [
-        "| pairs | pairs per run | lr | acc@t1 | acc@t2 | Δ(i→c) | Δ(c→i) | acc@t1, sampled | acc@t2, sampled |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
     columns = [("greedy", name) for name in ("acc@t1", "acc@t2", "delta(i->c)", "delta(c->i)")]
     columns += [("sampled", name) for name in ("acc@t1", "acc@t2")]
-    base = " | ".join(f"{100 * results['base'][kind][name]['mean']:.1f}" for kind, name in columns)
-    lines.append(f"| base model | | | {base} |")
+    rows = [
+        ["base model", "", "", *(f"{100 * study.at(results.settings['base'], *column):.1f}" for column in columns)]
+    ]
     for arm, runs in best_runs(results).items():
-        numbers = " | ".join(
-            "{:.1f} ± {:.1f}".format(*(100 * x for x in mean_std([run[kind][name]["mean"] for run in runs])))
-            for kind, name in columns
-        )
-        n_pairs = mean_std([sum(found["pairs"] for found in run["rounds"]) for run in runs])[0]
-        lines.append(f"| {arm} | {n_pairs:.0f} | {runs[0]['learning_rate']:.0e} | {numbers} |")
-    return "\n".join(lines)
+        n_pairs = study.mean_std(sum(found["pairs"] for found in run["rounds"]) for run in runs)[0]
+        numbers = [study.plus_minus(study.at(run, *column) for run in runs) for column in columns]
+        rows.append([arm, f"{n_pairs:.0f}", f"{runs[0]['learning_rate']:.0e}", *numbers])
+    headings = "pairs, pairs per run, lr, acc@t1, acc@t2, Δ(i→c), Δ(c→i)".split(", ")
+    return study.table([*headings, "acc@t1, sampled", "acc@t2, sampled"], rows)
 
 
-def write_picture(results) -> None:
+def write_picture(results: study.Study) -> None:
     """First and second answer before and after, one point per seed."""
+    base = results.settings["base"]
     arms = best_runs(results)
     figure = Figure(figsize=(8, 0.55 * (len(arms) + 1) + 1.2), layout="constrained")
     axis = figure.subplots()
     names = ["base model", *arms]
     for row, name in enumerate(names):
-        runs = [results["base"]] if name == "base model" else arms[name]
+        runs = [base] if name == "base model" else arms[name]
         means = {
             metric: 100 * sum(run["greedy"][metric]["mean"] for run in runs) / len(runs)
             for metric in ("acc@t1", "acc@t2")
         }
         axis.plot(list(means.values()), [row, row], color="#c4c8cc", linewidth=2, zorder=1)
-        for metric, color, offset in (("acc@t1", "#2b6a99", -0.12), ("acc@t2", "#c9742b", 0.12)):
+        for metric, color, offset in (("acc@t1", study.BLUE, -0.12), ("acc@t2", study.ORANGE, 0.12)):
             axis.scatter(
                 [100 * run["greedy"][metric]["mean"] for run in runs],
                 [row + offset] * len(runs),
@@ -257,7 +230,7 @@ def write_picture(results) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("right, greedy (%)")
     axis.set_title(
-        f"SCL on the embedded task: {results['base']['greedy']['acc@t1']['n']} test problems, one point per seed",
+        f"SCL on the embedded task: {base['greedy']['acc@t1']['n']} test problems, one point per seed",
         loc="left",
         fontsize=10,
         pad=24,
@@ -265,8 +238,8 @@ def write_picture(results) -> None:
     axis.grid(axis="x", color="#e6e8ea")
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
+    study.PICTURES.mkdir(exist_ok=True)
+    figure.savefig(study.PICTURES / "scl.png", dpi=150)
 
 
 if __name__ == "__main__":

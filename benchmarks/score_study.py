@@ -6,17 +6,11 @@ Every run starts from the embedded base model and has the settings of recipes/co
 what its name says. Each run is evaluated on all test problems, greedily and at temperature 1. A run that the results
 file already holds is not run again.
 
-    python benchmarks/score_study.py --seeds 0 1 2 3 4     # writes results/score_study.json and docs/score_study.md
+    python benchmarks/score_study.py --seeds 0 1 2 3 4     # writes results/score_study.jsonl and docs/score_study.md
 
-In several processes side by side, each with a results file of its own, merged at the end:
-
-    python benchmarks/score_study.py --part 0/2 --results /tmp/0.json & python benchmarks/score_study.py --part 1/2 ...
-    python benchmarks/score_study.py --merge /tmp/0.json /tmp/1.json
+In several processes side by side: `--part 0/2` and `--part 1/2`.
 """
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import time
@@ -24,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib
+import study
 import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,13 +30,10 @@ from correction_trl.evaluation.metrics import self_correction_metrics, summarize
 from correction_trl.policy.attempts import FollowUp
 from correction_trl.policy.generation import Responses, Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
-from correction_trl.reporting import installed_versions
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "score_study.json"
-TABLES, PICTURES = ROOT / "docs" / "score_study.md", ROOT / "docs" / "pictures"
-sys.path.insert(0, str(ROOT / "recipes"))
+TABLES = study.ROOT / "docs" / "score_study.md"
+sys.path.insert(0, str(study.ROOT / "recipes"))
 
 # Overrides of the quickstart, by the name of the run. `turns: 1` needs the two attempts only in the evaluation.
 RL_RUNS = {
@@ -220,8 +212,8 @@ ORDER = (
 ABLATIONS = ("SCoRe", "single-turn RL", "SCoRe without Stage I", "SCoRe without the bonus", "STaR in Stage II")
 
 
-def write_tables(results):
-    cells = {run: [cell for cell in results["cells"] if cell["run"] == run] for run in ORDER}
+def write_tables(results: study.Study):
+    cells = {run: results.where(run=run) for run in ORDER}
     cells = {run: of_run for run, of_run in cells.items() if of_run}
 
     def number(of_run, *keys, sign=""):
@@ -236,14 +228,13 @@ def write_tables(results):
         return f"{summary['mean']:{sign}.1f} [{summary['low']:{sign}.1f}, {summary['high']:{sign}.1f}]"
 
     def table(runs, how):
-        lines = ["| | seeds | acc@t1 | acc@t2 | Δ(t1,t2) | Δ(i→c) | Δ(c→i) |", "|---|---|---|---|---|---|---|"]
+        rows = []
         for run in runs:
             if run in cells:
                 of_run = cells[run]
                 columns = [number(of_run, how, key, sign="+" if key.startswith("delta(t") else "") for key in KEYS[:5]]
-                name = f"**{run}**" if run == "SCoRe" else run
-                lines.append(f"| {name} | {len(of_run)} | " + " | ".join(columns) + " |")
-        return lines
+                rows.append([f"**{run}**" if run == "SCoRe" else run, str(len(of_run)), *columns])
+        return study.table(["", "seeds", "acc@t1", "acc@t2", "Δ(t1,t2)", "Δ(i→c)", "Δ(c→i)"], rows)
 
     n = cells[BASE][0]["greedy"]["acc@t1"]["n"]
     lines = [
@@ -253,7 +244,7 @@ def write_tables(results):
         "problems). RL runs: recipes/configs/score/quickstart.yaml, 100 updates of 32 prompts with 8 rollouts each. "
         "STaR and Pair-SFT: recipes/configs/corrector_sft/, 150 updates of 64 pairs; the trained model gives both "
         "attempts. Multi-turn RL is Stage II alone and without the bonus. What follows from it is in "
-        "[score.md](score.md). Written by `python benchmarks/score_study.py` from `results/score_study.json`.",
+        "[score.md](score.md). Written by `python benchmarks/score_study.py` from `results/score_study.jsonl`.",
         "",
         "## Greedy",
         "",
@@ -276,17 +267,26 @@ def write_tables(results):
         "Share of the wrong first attempts (temperature 1) that the trained model's greedy second attempt puts right, "
         "for the base model's first attempts, which training does not change, and for the trained model's own.",
         "",
-        "| | the base's wrong attempts put right | its own put right | the base's right ones lost | its own lost |",
-        "|---|---|---|---|---|",
     ]
+    shift = []
     for run, of_run in cells.items():
         of_run = [cell for cell in of_run if "shift" in cell]
         if of_run:
             columns = [
                 number(of_run, "shift", w, key) for key in ("fix_rate", "delta(c->i)") for w in ("of the base", "own")
             ]
-            lines.append(f"| {run} | " + " | ".join(columns) + " |")
+            shift.append([run, *columns])
     lines += [
+        *study.table(
+            [
+                "",
+                "the base's wrong attempts put right",
+                "its own put right",
+                "the base's right ones lost",
+                "its own lost",
+            ],
+            shift,
+        ),
         "",
         "## The same compute, with and without corrections",
         "",
@@ -303,7 +303,7 @@ def write_tables(results):
         "![Ten attempts](pictures/score_ten_attempts.png)",
         "",
     ]
-    seconds = [cell["seconds"] for cell in results["cells"] if cell["run"] == "SCoRe"]
+    seconds = [cell["seconds"] for cell in cells["SCoRe"]]
     lines += [
         f"A run of SCoRe with its evaluations took {min(seconds):.0f} to {max(seconds):.0f} seconds on one of two "
         "cores that others used as well.",
@@ -317,7 +317,7 @@ def draw(cells):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = dict(zip(COMPARED, ("#8a8f98", "#2b6a99", "#7d5fa3", "#c9742b"), strict=True))
+    colors = dict(zip(COMPARED, (study.GREY, study.BLUE, study.PURPLE, study.ORANGE), strict=True))
     n_seeds = max(len(of_run) for of_run in cells.values())
 
     def mean(of_run, values):
@@ -325,12 +325,10 @@ def draw(cells):
 
     def finish(figure, axes, name, **legend):
         for axis in axes:
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.grid(axis="y", color="#e6e8ea")
+            study.tidy(axis)
         axes[0].set_ylabel("right (% of the problems)")
         axes[0].legend(frameon=False, fontsize=8, **legend)
-        figure.tight_layout()
-        figure.savefig(PICTURES / f"score_{name}.png", dpi=130)
+        study.save(figure, f"score_{name}.png")
         plt.close(figure)
 
     figure, axis = plt.subplots(figsize=(8.4, 4.6))
@@ -348,12 +346,9 @@ def draw(cells):
             )  # fmt: skip
     axis.set_yticks(range(len(cells)), list(reversed(cells)))
     axis.set_xlabel("right (% of the test problems), greedy")
-    axis.set_title(f"Two attempts, mean of {n_seeds} seeds", loc="left", fontsize=11, fontweight="bold")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(axis="x", color="#e6e8ea")
+    study.tidy(axis, "x", f"Two attempts, mean of {n_seeds} seeds")
     axis.legend(frameon=False, fontsize=8, loc="lower left")
-    figure.tight_layout()
-    figure.savefig(PICTURES / "score_attempts.png", dpi=130)
+    study.save(figure, "score_attempts.png")
     plt.close(figure)
 
     figure, axis = plt.subplots(figsize=(6.8, 5))
@@ -388,64 +383,40 @@ def draw(cells):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser = study.parser(__doc__, "score_study.jsonl", seeds=range(5))
     parser.add_argument("--runs", nargs="+", help="run only these")
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th run, for several processes side by side")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--models", type=Path, default=Path("outputs/score_study"), help="where models are kept")
-    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results files to add to --results first")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    part, n_parts = map(int, args.part.split("/"))
+    results = study.Study(args.results, ("run", "seed"))
+    if not args.tables:
+        run_cells(results, args)
+    if results.is_committed:
+        write_tables(results)
 
+
+def run_cells(results: study.Study, args):
+    torch.set_num_threads(1)
     data = load_dataset(embedded_path("carry_addition"))
     test, hard = data["test"], data["test_hard"]
     tokenizer = AutoTokenizer.from_pretrained(embedded_path("tiny-carry-chat"))
-    results = json.loads(args.results.read_text()) if args.results.exists() else {"cells": []}
-    for other in args.merge:
-        results["cells"] += json.loads(other.read_text())["cells"]
-    results["cells"] = list({(cell["run"], cell["seed"]): cell for cell in results["cells"]}.values())
-    results["command"] = f"python benchmarks/score_study.py --seeds {' '.join(map(str, args.seeds))}"
-    results["versions"] = installed_versions()
-
-    def save():
-        args.results.parent.mkdir(exist_ok=True, parents=True)
-        temporary = args.results.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1))
-        os.replace(temporary, args.results)
-
     base = AutoModelForCausalLM.from_pretrained(embedded_path("tiny-carry-chat")).eval()
 
-    def evaluate(run, seed, model):
-        model.eval()
-        found = measure(model, tokenizer, test, hard, seed)
+    def run(cell):
+        name, seed = cell["run"], cell["seed"]
+        start = time.time()
+        model = base if name == BASE else AutoModelForCausalLM.from_pretrained(train(name, seed, args.models)).eval()
+        found = {"training_seconds": round(time.time() - start, 1), **measure(model, tokenizer, test, hard, seed)}
         found["shift"] = distribution_shift(model, base, tokenizer, test, seed)
-        if run in COMPARED:
+        if name in COMPARED:
             found["ten_attempts"] = many_attempts(model, tokenizer, test.select(range(1000)))
             found["compute"] = compute_curve(model, tokenizer, test.select(range(500)), seed)
+        found["summary"] = {key: round(100 * found["greedy"][key]["mean"], 1) for key in KEYS[:5]}
         return found
 
-    done = {(cell["run"], cell["seed"]) for cell in results["cells"]}
-    wanted = [(BASE, 0)] + [(run, seed) for seed in args.seeds for run in (*RL_RUNS, *SFT_RUNS)]
-    wanted = [cell for cell in wanted if args.runs is None or cell[0] in args.runs]
-    for i, (run, seed) in enumerate(wanted):
-        if i % n_parts != part or (run, seed) in done:
-            continue
-        start = time.time()
-        model = base
-        if run != BASE:
-            model = AutoModelForCausalLM.from_pretrained(train(run, seed, args.models))
-        cell = {"run": run, "seed": seed, "training_seconds": round(time.time() - start, 1)}
-        cell.update(evaluate(run, seed, model))
-        cell["seconds"] = round(time.time() - start, 1)
-        results["cells"].append(cell)
-        save()
-        greedy = {key: round(100 * cell["greedy"][key]["mean"], 1) for key in KEYS[:5]}
-        print(run, seed, greedy, f"{cell['seconds']} s", flush=True)
-    save()
-    if args.results == RESULTS:
-        write_tables(results)
+    results.begin(f"python benchmarks/score_study.py --seeds {' '.join(map(str, args.seeds))}")
+    wanted = [(BASE, 0)] + [(name, seed) for seed in args.seeds for name in (*RL_RUNS, *SFT_RUNS)]
+    wanted = [{"run": name, "seed": seed} for name, seed in wanted if args.runs is None or name in args.runs]
+    results.run(wanted, run, args.part)
 
 
 if __name__ == "__main__":

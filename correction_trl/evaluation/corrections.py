@@ -129,9 +129,8 @@ def evaluate_corrections(
     if PartialState().num_processes > 1:
         records = gather_object(records)
 
-    names = [name for name in records[0][0] if value_function is not None or not name.startswith("acc@")]
-    if teacher is None:
-        names = [name for name in names if "correction" not in name]
+    without = ["acc@"] * (value_function is None) + ["correction"] * (teacher is None)
+    names = [name for name in records[0][0] if not any(part in name for part in without)]
     per_problem = {name: [record[name] for record, _ in records] for name in names}
     examples = [texts for _, texts in records if texts["correction"] not in (None, texts["response"])]
     return Evaluation(
