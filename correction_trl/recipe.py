@@ -1,5 +1,7 @@
 """What surrounds the trainer in every recipe: the settings, the data, the evaluations, the report and the push."""
 
+import atexit
+import contextlib
 import difflib
 import enum
 import math
@@ -23,6 +25,7 @@ from transformers import AutoConfig
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .carry_addition import embedded_path
+from .checkpoints import checkpoint_to_resume_from, owned
 from .data_utils import load_split, public_name
 from .errors import BadInput, TeacherFailed, first_line
 from .functions import import_function
@@ -81,6 +84,9 @@ class ScriptArguments(DataArguments):
         metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
     )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    save_on_signal: bool = field(
+        default=False, metadata={"help": "At SIGTERM or Ctrl-C, finish the update, save a checkpoint and end."}
+    )
 
 
 def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
@@ -302,14 +308,19 @@ def run(main: Callable, *args: Any) -> None:
     Raises:
         SystemExit: With the sentence.
     """
+    from .signals import end_in_order  # loads torch, which `--help` does without
+
+    end_in_order()
     try:
         main(*args)
     except (BadInput, TeacherFailed) as error:
         raise SystemExit(f"Error: {error}") from None
     except KeyboardInterrupt:
+        if int(os.environ.get("RANK", 0)):  # one process says it for all
+            raise SystemExit(1) from None
         raise SystemExit(
-            "Interrupted. What was saved stays; with checkpoints (`save_strategy: steps`) the run goes on with "
-            "`--resume_from_checkpoint`."
+            "Interrupted. What was saved stays; with checkpoints (`save_strategy: steps`, or `save_on_signal: true`) "
+            "the run goes on with `--resume_from_checkpoint true`."
         ) from None
     except BrokenPipeError:
         # Nobody reads any more; Python would complain once more when it flushes at its end
@@ -348,7 +359,12 @@ class TrainingRun:
     def __init__(self, script_args: ScriptArguments, training_args: Any, model_args: ModelConfig, *others: Any):
         self._start = time.time()
         self.script_args, self.args, self.model_args, self._others = script_args, training_args, model_args, others
-        check_folders(Path(training_args.output_dir), training_args.resume_from_checkpoint)
+        output_dir, checkpoint = Path(training_args.output_dir), training_args.resume_from_checkpoint
+        check_folders(output_dir, checkpoint, training_args.save_only_model)
+        self._ownership = contextlib.ExitStack()  # of the folder, to the end of the run
+        if training_args.process_index == 0:
+            self._ownership.enter_context(owned(output_dir))
+            atexit.register(self._ownership.close)
         self._push_to, self._token = take_over_push(training_args)
         self.embedded = script_args.dataset_name is None
         self.dataset_name = embedded_path("carry_addition") if self.embedded else script_args.dataset_name
@@ -381,6 +397,8 @@ class TrainingRun:
         Raises:
             BadInput: If there is no such model.
         """
+        from .signals import SaveOnSignal
+
         check_model(self.model_name, self.model_args.model_revision, self.args.trust_remote_code)
         self.args.model_init_kwargs = {
             "revision": self.model_args.model_revision,
@@ -398,6 +416,7 @@ class TrainingRun:
             "train_dataset": self.train,
             "quantization_config": get_quantization_config(self.model_args),
             "peft_config": peft_config,
+            "callbacks": [SaveOnSignal()] if self.script_args.save_on_signal else None,
         }
 
     def evaluate(self, trainer: Any, when: str, evaluation: Callable) -> Any:
@@ -474,6 +493,7 @@ class TrainingRun:
             )
             if self._push_to:
                 push_folder(self.args.output_dir, self._push_to, self.args.hub_private_repo, self._token)
+        self._ownership.close()
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
 
@@ -538,7 +558,7 @@ def check_model(name: str, revision: str = "main", trust_remote_code: bool = Fal
         ) from error
 
 
-def check_folders(output_dir: Path, checkpoint: str | None = None) -> None:
+def check_folders(output_dir: Path, checkpoint: str | None = None, weights_only: bool = False) -> None:
     """
     See that a run can write where it has to, and that the checkpoint to resume from exists, before anything expensive.
 
@@ -547,6 +567,8 @@ def check_folders(output_dir: Path, checkpoint: str | None = None) -> None:
             Where the run writes.
         checkpoint (`str`, *optional*):
             `resume_from_checkpoint`.
+        weights_only (`bool`, *optional*, defaults to `False`):
+            `save_only_model`.
 
     Raises:
         BadInput: If one of them cannot be used.
@@ -557,12 +579,7 @@ def check_folders(output_dir: Path, checkpoint: str | None = None) -> None:
             pass
     except OSError as error:
         raise BadInput(f"`output_dir={str(output_dir)!r}` cannot be written to: {error.strerror}.") from None
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
-        found = sorted(str(path) for path in output_dir.glob("checkpoint-*"))
-        raise BadInput(
-            f"`resume_from_checkpoint={checkpoint!r}` is no checkpoint; in {output_dir} there is "
-            f"{', '.join(found) or 'none'}."
-        )
+    checkpoint_to_resume_from(checkpoint, output_dir, weights_only=weights_only)
 
 
 def check_push(repo_id: str, private: bool | None, token: str | None, repo_type: str = "model") -> None:

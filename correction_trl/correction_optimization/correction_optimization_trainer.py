@@ -32,6 +32,7 @@ from trl.import_utils import is_vllm_available
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
+from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import (
     IMAGE_COLUMNS,
     PAIR_TOKEN_COLUMNS,
@@ -94,7 +95,7 @@ class _Rollout:
     seconds: float  # that the sampling took
 
 
-class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOTrainer):
+class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixin, DPOTrainer):
     r"""
     Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
     capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
@@ -1089,14 +1090,15 @@ class CorrectionOptimizationTrainer(MicroBatchTrainerMixin, ModelCardMixin, DPOT
         self._n_to_skip = 0
         return super().train(*args, **kwargs)
 
-    def _save_checkpoint(self, model, trial):
+    def _side_files(self) -> list[str]:
+        # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
+        return [self._ready_file()] if self.teacher is not None and self.args.max_staleness else []
+
+    def _write_side_files(self, folder: Path):
         while self._at_the_teacher:
             self._fetch_from_the_teacher()
-        super()._save_checkpoint(model, trial)
-        if self._ready and self.teacher is not None and not self.args.save_only_model:
-            # Pairs that were sampled ahead (`max_staleness`) came from a policy that no longer exists
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / self._ready_file()).write_text(json.dumps(list(self._ready)), encoding="utf-8")
+        for name in self._side_files():
+            (folder / name).write_text(json.dumps(list(self._ready)), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

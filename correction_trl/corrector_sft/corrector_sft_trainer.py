@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
+from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import check_dataset, share_of_process
 from ..errors import BadInput
 from ..evaluation.corrector import evaluate_corrector
@@ -64,7 +65,7 @@ print(traces[0].responses[-1])"""
 NOT_FOR_FUNCTIONS = (*NOT_FOR_THE_TEACHER, "prompt_ids", "generations")
 
 
-class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
+class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
     r"""
     Trainer for a corrector, a model that improves another model's responses (or its own): Self-Correct
     ([paper](https://huggingface.co/papers/2211.00053)).
@@ -605,13 +606,12 @@ class CorrectorSFTTrainer(ModelCardMixin, MicroBatchTrainerMixin, SFTTrainer):
         if self.args.should_save and self.args.show_response:  # who corrects with the model needs its instruction
             self.corrector_prompt.save(output_dir or self.args.output_dir)
 
-    def _save_checkpoint(self, model, trial):
-        # The pool first: a checkpoint that is whole has it
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.accelerator.is_main_process and not self.args.save_only_model:
-            folder.mkdir(parents=True, exist_ok=True)
+    def _side_files(self) -> list[str]:
+        return [POOL_FILE]
+
+    def _write_side_files(self, folder: Path):
+        if self.accelerator.is_main_process:
             self.pool.save(folder / POOL_FILE)
-        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

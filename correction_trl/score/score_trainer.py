@@ -20,6 +20,7 @@ from trl import RLOOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
+from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import check_dataset, message_text
 from ..errors import BadInput
 from ..evaluation.attempts import evaluate_attempts
@@ -35,7 +36,11 @@ from .score_config import SCoReConfig
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
 
 
-class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
+# What a checkpoint holds beside Trainer's files
+STATE_FILE, REFERENCE_FILE = "score_state.json", "reference.safetensors"
+
+
+class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
     r"""
     Trainer for SCoRe, multi-turn reinforcement learning of self-correction
     ([paper](https://huggingface.co/papers/2409.12917)). A policy π answers x with y₁, is told that there might be an
@@ -842,44 +847,38 @@ class SCoReTrainer(ModelCardMixin, MicroBatchTrainerMixin, RLOOTrainer):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if not self.accelerator.is_main_process or self.args.save_only_model:
+    def _side_files(self) -> list[str]:
+        return [STATE_FILE, REFERENCE_FILE] if self._keeps_reference() else [STATE_FILE]
+
+    def _keeps_reference(self) -> bool:
+        """Whether the reference is one that training made, and that a resumed run cannot make again."""
+        return self.args.reference == "stage_1" and self._needs_reference
+
+    def _write_side_files(self, folder: Path):
+        if not self.accelerator.is_main_process:
             return
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         state = {
             "stage": self._stage,
             "max_steps": self.state.max_steps,
             "beta_2": self._beta_2,
             "first_attempt_kl": self._first_attempt_kl,
         }
-        (folder / "score_state.json").write_text(json.dumps(state))
-        if self.args.reference == "stage_1" and self._needs_reference:
+        (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+        if self._keeps_reference():
             reference = {name: parameter for name, (parameter, _) in self._reference_parameters().items()}
-            save_file(
-                {n: p.detach().cpu().contiguous() for n, p in reference.items()}, folder / "reference.safetensors"
-            )
+            save_file({n: p.detach().cpu().contiguous() for n, p in reference.items()}, folder / REFERENCE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        state_file, reference_file = (
-            Path(checkpoint) / name for name in ("score_state.json", "reference.safetensors")
-        )
-        keeps_reference = self.args.reference == "stage_1" and self._needs_reference
-        missing = [file.name for file in (state_file, reference_file) if not file.is_file()]
-        if keeps_reference and missing or state_file.name in missing and self.args.first_attempt_kl_target is not None:
-            raise BadInput(
-                f"{checkpoint} lacks {missing[0]}, so the reference and beta_2 of its run are unknown; resume from "
-                "another checkpoint."
-            )
-        if state_file.name in missing:
+        state_file, reference_file = (Path(checkpoint) / name for name in (STATE_FILE, REFERENCE_FILE))
+        if not state_file.is_file():  # saved with `save_only_model`
             return
         state = json.loads(state_file.read_text())
         self._stage, self._max_steps_before = state["stage"], state["max_steps"]
         self._beta_2, self._first_attempt_kl = state["beta_2"], state["first_attempt_kl"]
-        if keeps_reference:
+        if self._keeps_reference():
             saved = load_file(reference_file)
             for name, (parameter, _) in self._reference_parameters().items():
                 parameter.data = saved[name].to(parameter.device, parameter.dtype)

@@ -969,7 +969,7 @@ def test_trying_a_size_leaves_no_trace(make_trainer, plain_pairs, plain_prompts,
     def find(probe, n_rows):
         batch, size = probe(3)
         sizes.append(size)
-        tried._probe_step({key: value for key, value in batch.items()})
+        tried._probe_step(batch)
 
     tried._find_max_tokens = find
     tried.train()

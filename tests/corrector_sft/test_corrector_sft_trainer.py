@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from helpers import build_model, build_tokenizer, launch, letters
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from correction_trl import CorrectorSFTConfig, CorrectorSFTTrainer
@@ -546,7 +546,6 @@ def test_the_overridden_methods_of_trl_are_there():
     parameters = {
         "_prepare_dataset": ["dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
         "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
-        "_save_checkpoint": ["model", "trial"],
         "_load_optimizer_and_scheduler": ["checkpoint"],
         "save_model": ["output_dir", "_internal_call"],
         "_set_signature_columns_if_needed": [],
@@ -604,3 +603,16 @@ def test_trying_a_size_leaves_no_trace(make_trainer, plain_prompts):
         for trainer in (tried, untried)
     ]
     assert logs[0][:3] == logs[1][:3]
+
+
+def test_what_checkpoints_and_micro_batches_override_of_trainer_is_there():
+    """For all trainers here: `CheckpointTrainerMixin` and `MicroBatchTrainerMixin`."""
+    parameters = {
+        "_save_checkpoint": ["model", "trial"],
+        "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+        "training_step": ["model", "inputs", "num_items_in_batch"],
+        "floating_point_ops": ["inputs"],
+        "_track_num_input_tokens": ["inputs"],
+    }
+    for name, expected in parameters.items():
+        assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == expected, name

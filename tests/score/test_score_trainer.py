@@ -619,7 +619,7 @@ def test_a_checkpoint_without_its_state_or_of_another_length_is_refused(make_tra
     with pytest.raises(BadInput, match="of a run of 4 steps and this run has 8"):
         make_trainer(plain_prompts, **{**settings, "max_steps": 8}).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "score_state.json").unlink()
-    with pytest.raises(BadInput, match="lacks score_state.json"):
+    with pytest.raises(BadInput, match="score_state.json is missing"):
         make_trainer(plain_prompts, **settings).train(resume_from_checkpoint=str(checkpoint))
 
 
