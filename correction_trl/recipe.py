@@ -61,18 +61,24 @@ ADAPTER_LEARNING_RATE_FACTOR = 10
 
 @dataclass
 class DataArguments:
-    """The problems that a model is evaluated on."""
+    """Where the data of a recipe are."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Hub id, folder or file. By default the embedded task."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+
+
+@dataclass
+class EvaluationDataArguments(DataArguments):
+    """The problems that a model is evaluated on."""
+
     dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
     test_rows: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
 
 
 @dataclass
-class ScriptArguments(DataArguments):
+class ScriptArguments(EvaluationDataArguments):
     """The data of a training recipe, which is evaluated before and after; a recipe adds its own arguments to them."""
 
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})

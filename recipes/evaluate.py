@@ -28,14 +28,14 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from correction_trl.inference.arguments import InferenceArguments
-from correction_trl.recipe import DataArguments, as_dict, check_folders, named_function, parse, run
+from correction_trl.recipe import EvaluationDataArguments, as_dict, check_folders, named_function, parse, run
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "evaluate" / "quickstart.yaml"
 
 
 @dataclass
-class EvaluateArguments(DataArguments):
+class EvaluateArguments(EvaluationDataArguments):
     """Arguments of this recipe, beside those of the strategies and of the model."""
 
     output_dir: str = field(default="outputs/evaluate", metadata={"help": "Where results and traces are written."})

@@ -6,6 +6,8 @@ from typing import Any
 
 from ..errors import BadInput
 from ..functions import import_function
+from .base import Teacher, as_teacher
+from .people import PeopleArguments
 
 
 @dataclass
@@ -149,3 +151,31 @@ def make_teacher(arguments: TeacherArguments) -> Any:
 
         return StoredTeacher(**values)
     return import_function(kind, "teacher")
+
+
+def make_collecting_teacher(arguments: TeacherArguments, people: PeopleArguments) -> Teacher | None:
+    """
+    The teacher that a collection asks.
+
+    Args:
+        arguments ([`TeacherArguments`]):
+            The settings.
+        people ([`PeopleArguments`]):
+            Those of people, which no other teacher reads.
+
+    Returns:
+        [`Teacher`], or `None` if people are asked.
+
+    Raises:
+        BadInput: If none is named, or one that needs a training, or settings do not fit together.
+    """
+    teacher = make_teacher(arguments)
+    if arguments.teacher == "human":
+        return None
+    if teacher is None:
+        raise BadInput("No `teacher` is named: `server`, `local`, `human`, `stored`, or a `module:function`.")
+    if arguments.teacher == "policy":
+        raise BadInput("`teacher: policy` needs a policy that is trained; use it in correction_optimization.py.")
+    if people.export_items or people.import_answers:
+        raise BadInput("`export_items` and `import_answers` are for `teacher: human`.")
+    return as_teacher(teacher)

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import TeacherFailed
 from ..functions import Prompt, call_value_function
 from .base import Item, as_teacher, batches, items_of, make_items
-from .store import FAILED, STATUSES, UNPARSABLE, Correction, CorrectionStore
+from .store import FAILED, STATUSES, UNCHANGED, UNPARSABLE, Correction, CorrectionStore
 
 
 _CHUNK = 512  # items that are looked up, and claimed, at a time
@@ -271,3 +271,24 @@ def improves(
         None if c is None or old is None or new is None else new > old
         for c, old, new in zip(corrections, before, after, strict=True)
     ]
+
+
+def kept_records(value_function: Callable, records: Sequence[Correction]) -> list[bool | None]:
+    """
+    Which records a dataset keeps: corrections that the value function rates above the response, and responses in which
+    the teacher found nothing to correct.
+
+    Args:
+        value_function (`Callable`):
+            With TRL's `reward_funcs` signature.
+        records (`Sequence[Correction]`):
+            From the store.
+
+    Returns:
+        `list[bool | None]`: `None` where there is no correction, or one of the two could not be judged.
+    """
+    names = dict.fromkeys(name for record in records for name in record.columns)
+    columns = {name: [record.columns.get(name) for record in records] for name in names}
+    prompts, responses = [r.prompt for r in records], [r.response for r in records]
+    better = improves(value_function, prompts, responses, [r.correction for r in records], columns)
+    return [is_better or r.status == UNCHANGED for is_better, r in zip(better, records, strict=True)]

@@ -4,22 +4,72 @@ the teacher about the same ones."""
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from ..data_utils import check_dataset, public_name
+from ..data_utils import check_dataset, message_text, public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler, numbered
 from ..policy.tokenization import chat_template_kwargs, check_tokenizer, tokenize_prompt
 
 
+@dataclass
+class ResponseArguments:
+    """Where the responses come from that a teacher corrects: a column, or a model."""
+
+    response_column: str = field(
+        default="response", metadata={"help": "Column with the responses; without it they are sampled."}
+    )
+    max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a sampled response."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled responses; 0: greedy."})
+    generation_batch_size: int = field(default=64, metadata={"help": "Most prompts in one call of `generate`."})
+    seed: int = field(default=0, metadata={"help": "Of the sampled responses."})
+
+
+def with_responses(
+    dataset: Dataset, arguments: ResponseArguments, model_args: ModelConfig, cache: Path
+) -> tuple[Dataset, str]:
+    """
+    A dataset with a column `response` of texts: its own, or sampled.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Column `prompt`, and whatever goes with it.
+        arguments ([`ResponseArguments`]):
+            The column, or how to sample.
+        model_args ([`~trl.ModelConfig`]):
+            The model to sample from, if the column is not there.
+        cache (`Path`):
+            Folder in which sampled responses are kept.
+
+    Returns:
+        `tuple[Dataset, str]`: the dataset, and whose responses these are, in public.
+
+    Raises:
+        BadInput: If there are no responses and no model.
+    """
+    column, model = arguments.response_column, model_args.model_name_or_path
+    if column not in dataset.column_names:
+        if model is None:
+            raise BadInput(
+                f"The dataset has no column {column!r} (it has {', '.join(dataset.column_names)}); name the column "
+                "with `response_column`, or a model to sample responses from with `model_name_or_path`."
+            )
+        return sampled_responses(dataset, model, arguments, model_args, cache), public_name(model)
+    if column != "response":
+        dataset = dataset.rename_column(column, "response")
+    if len(dataset):
+        dataset = dataset.map(lambda row: {"response": message_text(row["response"])})
+    return dataset, "a language model"
+
+
 def sampled_responses(
-    dataset: Dataset, model_name: str, arguments: Any, model_args: ModelConfig, cache: Path
+    dataset: Dataset, model_name: str, arguments: ResponseArguments, model_args: ModelConfig, cache: Path
 ) -> Dataset:
     """
     A dataset with a column `response`, sampled from a model.
@@ -29,8 +79,8 @@ def sampled_responses(
             Column `prompt`, plain or conversational, and whatever goes with it.
         model_name (`str`):
             Hub id or folder.
-        arguments:
-            `max_completion_length`, `temperature`, `generation_batch_size` and `seed`.
+        arguments ([`ResponseArguments`]):
+            How to sample.
         model_args ([`~trl.ModelConfig`]):
             How the model is loaded.
         cache (`Path`):
@@ -57,7 +107,7 @@ def sampled_responses(
 
 
 @torch.no_grad()
-def _sample(dataset: Dataset, model_name: str, arguments: Any, model_args: ModelConfig) -> list[str]:
+def _sample(dataset: Dataset, model_name: str, arguments: ResponseArguments, model_args: ModelConfig) -> list[str]:
     quantization = get_quantization_config(model_args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONTROLS = {"self_consistency", "best_of_n_oracle", "resample"}
 FILES = {"metrics.json", "transitions.png", "accuracy_by_turn.png", "accuracy_tokens.png", "card_entry.md", "traces"}
+FILES |= {"per_problem.jsonl"}
 
 
 @pytest.fixture(scope="module")
