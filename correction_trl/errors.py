@@ -10,6 +10,10 @@ class TeacherFailed(RuntimeError):
     """A teacher that raised, or that returned something that is not a correction."""
 
 
+class ServerFailed(TeacherFailed):
+    """A server, of a teacher or of a model that is talked to, that is down, refuses the key or lacks the model."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut down to what fits into a sentence."""
     text = str(error).strip()

@@ -21,6 +21,18 @@ from .errors import BadInput, TeacherFailed
 Prompt = str | list[dict[str, Any]]
 
 
+def whole_characters(text: str) -> str:
+    """
+    A text in which each half of a character (a lone surrogate, which no tokenizer, file or database takes) is U+FFFD.
+    Two halves that belong together become their character.
+
+    Args:
+        text (`str`):
+            From a server, or from a user's function.
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def import_function(path: str, setting: str) -> Callable:
     """
     Import what a setting names as `"module:function"`.

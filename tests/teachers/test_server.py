@@ -210,8 +210,11 @@ def test_the_api_key_is_sent_and_shown_nowhere(store, monkeypatch, caplog, capsy
         teacher = make_teacher(server.url, retries=1)
         progress = collect(store, teacher, rows(60), max_failed_share=1.0)
         assert server.stats()["authorizations"] == [f"Bearer {KEY}"]
-    seen = [repr(teacher), repr(vars(teacher)), repr(progress), caplog.text, *capsys.readouterr()]
-    assert any("Bearer *** right" in (record.correction or "") for record in store)
+    seen = [repr(teacher), repr(vars(teacher)), repr(teacher.server), repr(vars(teacher.server)), repr(progress)]
+    seen += [caplog.text, *capsys.readouterr()]
+    # A reply is data: nothing is struck out of it, so one with the key is not kept
+    refused = [record for record in store if "the reply holds the API key" in (record.reason or "")]
+    assert len(refused) > 40 and all(record.status == "failed" and record.reply is None for record in refused)
     for status in (401, 500, 400):  # the server repeats the key in its error
         with running(status=status) as server:
             with pytest.raises((TeacherFailed, BadInput)) as caught:
