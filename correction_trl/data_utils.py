@@ -6,6 +6,7 @@ with a conversational prompt, a response may also be given as plain text. Pairs 
 the token ids as well (`prompt_ids`, `rejected_ids`, `chosen_ids`), and are then trained on as those.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ PAIRS, PROMPTS = "pairs", "prompts"
 PAIR_TOKEN_COLUMNS = ("prompt_ids", "rejected_ids", "chosen_ids")
 ID_COLUMNS = ("id", "problem_id", "task_id", "unique_id")
 IMAGE_COLUMNS = ("image", "images")
+# Columns that belong to the prompt; all others are handed to teachers and value functions
+NOT_FOR_THE_TEACHER = ("prompt", "tools", "chat_template_kwargs")
 _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
 
 
@@ -127,6 +130,14 @@ def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | Itera
 
         dataset = dataset.map(as_messages)
     return dataset
+
+
+def chat_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the chat template that a dataset row carries in `tools` and `chat_template_kwargs`, as in TRL."""
+    kwargs = dict(row.get("chat_template_kwargs") or {})
+    if row.get("tools"):
+        kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
+    return kwargs
 
 
 def message_text(text: str | list[dict[str, Any]]) -> str:

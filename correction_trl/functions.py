@@ -8,6 +8,7 @@ columns, and returns one correction (or `None`: no correction to be had) per res
 """
 
 import asyncio
+import functools
 import importlib
 import inspect
 import math
@@ -181,6 +182,142 @@ def call_value_function(
                 )
         checked.append(value)
     return checked
+
+
+def as_value_function(
+    reward_function: Callable, completion_ids: Callable[[list[str]], list[list[int]]], trainer_state: Any
+) -> Callable:
+    """
+    A reward function of TRL's trainers as a value function: it gets what TRL hands over beside the columns, and a NaN
+    counts as `None`.
+
+    Args:
+        reward_function (`Callable`):
+            The function, possibly async.
+        completion_ids (`Callable`):
+            From the texts of completions to their token ids.
+        trainer_state ([`~transformers.TrainerState`]):
+            Of the run.
+    """
+
+    def clean(values: Any) -> Any:
+        if not isinstance(values, list | tuple):
+            return values
+        return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+
+    async def clean_when_there(values: Any) -> Any:
+        return clean(await values)
+
+    @functools.wraps(reward_function)
+    def call(prompts, completions, **columns):
+        values = reward_function(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=completion_ids([c if isinstance(c, str) else c[-1]["content"] for c in completions]),
+            trainer_state=trainer_state,
+            log_extra=lambda column, values: None,
+            log_metric=lambda name, value: None,
+            **columns,
+        )
+        return clean_when_there(values) if inspect.isawaitable(values) else clean(values)
+
+    return call
+
+
+def try_value_function(
+    function: Callable, prompts: Sequence[Prompt], responses: Sequence[str], columns: dict[str, list]
+) -> tuple[list[float | None], list[str]]:
+    """
+    Values of responses. A row on which the value function raises or returns NaN gets `None`.
+
+    Args:
+        function, prompts, responses, columns:
+            See [`call_value_function`].
+
+    Returns:
+        `tuple[list[float | None], list[str]]`: One value per response, and what went wrong, one sentence per failed
+        row.
+
+    Raises:
+        BadInput: If it fails on every row.
+    """
+    return _row_by_row_if_needed(call_value_function, function, prompts, responses, columns)
+
+
+def try_feedback_function(
+    function: Callable, prompts: Sequence[Prompt], responses: Sequence[str], columns: dict[str, list]
+) -> tuple[list[str | None], list[str]]:
+    """
+    Feedback on responses. A row on which the feedback function raises or returns no text gets `None`.
+
+    Args:
+        function (`Callable`):
+            Called as `function(prompts=..., completions=..., **columns)` as a value function is; returns one text per
+            completion (empty or `None`: nothing to say).
+        prompts, responses, columns:
+            See [`call_value_function`].
+
+    Returns:
+        `tuple[list[str | None], list[str]]`: One text per response, and what went wrong, one sentence per failed row.
+
+    Raises:
+        BadInput: If it fails on every row.
+    """
+    return _row_by_row_if_needed(_call_feedback_function, function, prompts, responses, columns)
+
+
+def _call_feedback_function(
+    function: Callable, prompts: Sequence[Prompt], responses: Sequence[str], columns: dict[str, list]
+) -> list[str | None]:
+    name = getattr(function, "__name__", type(function).__name__)
+    completions = [
+        response if isinstance(prompt, str) else [{"role": "assistant", "content": response}]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    try:
+        texts = _result(function(prompts=list(prompts), completions=completions, **columns))
+    except Exception as error:
+        raise BadInput(
+            f"The feedback function {name!r} raised {type(error).__name__} on a batch whose first response is "
+            f"{responses[0]!r:.200}: {error}"
+        ) from error
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) != len(responses):
+        raise BadInput(f"The feedback function {name!r} must return a list of {len(responses)} texts, one each.")
+    for text, response in zip(texts, responses, strict=True):
+        if text is not None and not isinstance(text, str):
+            raise BadInput(
+                f"The feedback function {name!r} returned {type(text).__name__} for the response {response!r:.200}; "
+                "feedback is text, or None."
+            )
+    return [text or None for text in texts]
+
+
+def _row_by_row_if_needed(call, function, prompts, responses, columns) -> tuple[list, list[str]]:
+    """Halve a batch that fails until the rows that do are found."""
+    if not responses:
+        return [], []
+    try:
+        return call(function, prompts, responses, columns), []
+    except BadInput as error:
+        first_error = error
+
+    results, problems = [None] * len(responses), []
+    failed = [range(len(responses))]
+    while failed:
+        rows = failed.pop()
+        try:
+            of_rows = {key: [column[i] for i in rows] for key, column in columns.items()}
+            found = call(function, [prompts[i] for i in rows], [responses[i] for i in rows], of_rows)
+            results[rows.start : rows.stop] = found
+        except BadInput as error:
+            if len(rows) == 1:
+                problems.append(str(error))
+            else:
+                middle = (rows.start + rows.stop) // 2
+                failed += [range(rows.start, middle), range(middle, rows.stop)]
+    if len(problems) == len(responses):
+        raise first_error
+    return results, problems
 
 
 def _result(value: Any) -> Any:

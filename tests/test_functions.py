@@ -1,10 +1,20 @@
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from correction_trl.errors import TeacherFailed
-from correction_trl.functions import call_teacher, call_value_function, import_function, teacher_name
+from correction_trl.errors import BadInput, TeacherFailed
+from correction_trl.functions import (
+    call_teacher,
+    call_value_function,
+    import_function,
+    teacher_name,
+    try_feedback_function,
+    try_value_function,
+)
 
 
 PROMPTS, RESPONSES = ["1+1=", "2+2=", "3+3="], ["2", "5", "6"]
@@ -237,3 +247,57 @@ def test_a_value_function_that_raises_on_the_whole_batch_only_says_so():
 
     with pytest.raises(ValueError, match="'my_value' raised MemoryError on the batch: too many at once"):
         rate(my_value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Row by row: one that fails costs itself, one that always fails stops the run
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(["1", "2.5", "none", "nan", "raise"]), min_size=1, max_size=20))
+def test_bad_rows_cost_themselves(responses):
+    def value(completions, weight, **columns):
+        if "raise" in completions:
+            raise RuntimeError("no")
+        special = {"none": None, "nan": math.nan}
+        return [special[c] if c in special else float(c) * w for c, w in zip(completions, weight, strict=True)]
+
+    bad = [response in ("nan", "raise") for response in responses]
+    columns = {"weight": list(range(len(responses)))}
+    arguments = value, ["x"] * len(responses), responses, columns
+    if all(bad):
+        with pytest.raises(BadInput):
+            try_value_function(*arguments)
+        return
+    values, problems = try_value_function(*arguments)
+    assert len(problems) == sum(bad)
+    for i, (response, found) in enumerate(zip(responses, values, strict=True)):
+        assert found == (float(response) * i if response in ("1", "2.5") else None)
+
+
+def test_feedback_gets_what_value_functions_get():
+    def feedback(prompts, completions, answer):
+        assert completions[0] == [{"role": "assistant", "content": "3"}]
+        return [f"{p[0]['content']} is {a}" for p, a in zip(prompts, answer, strict=True)]
+
+    texts, problems = try_feedback_function(
+        feedback, [[{"role": "user", "content": "1 + 1"}]], ["3"], {"answer": ["2"]}
+    )
+    assert texts == ["1 + 1 is 2"] and not problems
+
+
+def test_async_feedback_and_empty_texts():
+    async def feedback(completions, **columns):
+        return ["", None, "wrong"]
+
+    assert try_feedback_function(feedback, ["x"] * 3, ["a", "b", "c"], {}) == ([None, None, "wrong"], [])
+
+
+@pytest.mark.parametrize(("returned", "sentence"), [("text", "a list of 2 texts"), ([1, 2], "returned int")])
+def test_feedback_that_is_none(returned, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        try_feedback_function(lambda completions, **columns: returned, ["x"] * 2, ["a", "b"], {})
+
+
+def test_nothing_to_try_value_function():
+    assert try_value_function(None, [], [], {}) == ([], []) == try_feedback_function(None, [], [], {})

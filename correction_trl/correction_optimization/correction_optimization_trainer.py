@@ -35,8 +35,10 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import (
     IMAGE_COLUMNS,
+    NOT_FOR_THE_TEACHER,
     PAIR_TOKEN_COLUMNS,
     PROMPTS,
+    chat_template_kwargs,
     check_dataset,
     dataset_kind,
     message_text,
@@ -49,15 +51,7 @@ from ..policy.attention import unsupported_reason
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
-from ..policy.tokenization import (
-    NOT_FOR_THE_TEACHER,
-    chat_template_kwargs,
-    check_tokenizer,
-    decode,
-    encode_completion,
-    end_of_turn_token_id,
-    tokenize_prompt,
-)
+from ..policy.tokenization import check_tokenizer, decode, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher

@@ -26,24 +26,16 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import get_config_model_id
 
 from ..checkpoints import CheckpointTrainerMixin
-from ..data_utils import check_dataset, share_of_process
+from ..data_utils import NOT_FOR_THE_TEACHER, chat_template_kwargs, check_dataset, share_of_process
 from ..errors import BadInput
 from ..evaluation.corrector import evaluate_corrector
 from ..evaluation.evaluate import Evaluation
-from ..functions import import_function
-from ..judging import comment, judge
+from ..functions import import_function, try_feedback_function, try_value_function
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
-from ..policy.tokenization import (
-    NOT_FOR_THE_TEACHER,
-    chat_template_kwargs,
-    check_tokenizer,
-    encode_completion,
-    end_of_turn_token_id,
-    tokenize_prompt,
-)
+from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .corrector_sft_config import CorrectorSFTConfig
 from .pair_pool import CORRECTOR, GOLD, PairPool, Record
@@ -415,10 +407,10 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         prompts, columns = self._rows([record.prompt for record in records]) if records else ([], {})
         texts = [record.text for record in records]
         failures = {}
-        values, failures["value"] = judge(self.value_function, prompts, texts, columns)
+        values, failures["value"] = try_value_function(self.value_function, prompts, texts, columns)
         feedback = [None] * len(records)
         if self.feedback_function is not None:
-            feedback, failures["feedback"] = comment(self.feedback_function, prompts, texts, columns)
+            feedback, failures["feedback"] = try_feedback_function(self.feedback_function, prompts, texts, columns)
         prompt_ids = self._prompt_ids([record.prompt for record in records]) if records else []
         for record, value, text, ids in zip(records, values, feedback, prompt_ids, strict=True):
             record.value, record.feedback = value, text

@@ -7,17 +7,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data_utils import check_dataset, share_of_process
+from ..data_utils import chat_template_kwargs, check_dataset, share_of_process
 from ..errors import BadInput
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
 from ..policy.attempts import FollowUp
 from ..policy.generation import Sampler
-from ..policy.tokenization import (
-    chat_template_kwargs,
-    check_tokenizer,
-    tokenize_prompt,
-)
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, judge_traces, summarize_records
 
 

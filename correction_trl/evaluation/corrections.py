@@ -10,17 +10,16 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import pad, selective_log_softmax
 
-from ..data_utils import check_dataset, dataset_problem_ids, share_of_process
-from ..functions import call_teacher, call_value_function
-from ..policy.generation import Sampler, policy_for_generation
-from ..policy.tokenization import (
+from ..data_utils import (
     NOT_FOR_THE_TEACHER,
     chat_template_kwargs,
-    check_tokenizer,
-    encode_completion,
-    end_of_turn_token_id,
-    tokenize_prompt,
+    check_dataset,
+    dataset_problem_ids,
+    share_of_process,
 )
+from ..functions import call_teacher, call_value_function
+from ..policy.generation import Sampler, policy_for_generation
+from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
 from .evaluate import Evaluation
 from .metrics import edit_ratio, is_rate, summarize
 

@@ -7,11 +7,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data_utils import check_dataset, share_of_process
+from ..data_utils import NOT_FOR_THE_TEACHER, check_dataset, share_of_process
 from ..inference.iterative import correct_iteratively
 from ..inference.strategy import Trace
 from ..policy.generation import Sampler
-from ..policy.tokenization import NOT_FOR_THE_TEACHER, check_tokenizer, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, evaluate_traces
 
 

@@ -10,12 +10,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from ..data_utils import dataset_problem_ids
+from ..data_utils import NOT_FOR_THE_TEACHER, dataset_problem_ids
 from ..errors import BadInput
 from ..functions import Prompt, call_value_function
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
-from ..policy.tokenization import NOT_FOR_THE_TEACHER
 from .metrics import attempt_metrics, edit_distance_ratio, is_rate, paired_difference, summarize
 
 

@@ -19,13 +19,12 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from correction_trl.carry_addition import embedded_path
-from correction_trl.data_utils import check_dataset, load_split, message_text
+from correction_trl.data_utils import NOT_FOR_THE_TEACHER, check_dataset, load_split, message_text
 from correction_trl.evaluation.evaluate import extract_answers
 from correction_trl.evaluation.metrics import attempt_metrics
 from correction_trl.functions import Prompt, call_value_function, import_function
 from correction_trl.inference.answers import whole_text
 from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
-from correction_trl.policy.tokenization import NOT_FOR_THE_TEACHER
 
 
 _MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}

@@ -12,8 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
-from ..functions import Prompt
-from ..judging import comment, judge
+from ..functions import Prompt, try_feedback_function, try_value_function
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler
 from ..policy.tokenization import (
@@ -146,13 +145,15 @@ def correct_iteratively(
     for correction in range(max_corrections):
         open_rows = [i for i, trace in enumerate(traces) if not trace.stop]
         if value_function is not None:
-            for i, value in zip(open_rows, ask(judge, value_function, open_rows, "value"), strict=True):
+            for i, value in zip(open_rows, ask(try_value_function, value_function, open_rows, "value"), strict=True):
                 if value is not None and value >= correct_threshold:
                     traces[i].stop = "good value"
             open_rows = [i for i in open_rows if not traces[i].stop]
         feedback = dict.fromkeys(open_rows)
         if feedback_function is not None:
-            feedback = dict(zip(open_rows, ask(comment, feedback_function, open_rows, "feedback"), strict=True))
+            feedback = dict(
+                zip(open_rows, ask(try_feedback_function, feedback_function, open_rows, "feedback"), strict=True)
+            )
         inputs = {}
         for i in open_rows:
             inputs[i] = corrector_prompt(prompt_ids[i], response_ids[i], feedback[i])

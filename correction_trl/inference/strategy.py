@@ -22,8 +22,8 @@ from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Se
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..data_utils import NOT_FOR_THE_TEACHER, chat_template_kwargs
 from ..functions import Prompt
-from ..policy.tokenization import NOT_FOR_THE_TEACHER, chat_template_kwargs
 from .chat import Chat, Conversation
 
 

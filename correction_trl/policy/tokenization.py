@@ -5,7 +5,6 @@ completion is what the model would have to emit after that: its text, then one s
 decoded and re-encoded: they are trained as the ids that were sampled.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +13,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt
-
-
-# Columns of a dataset that belong to the prompt; all others are handed to teachers and value functions.
-NOT_FOR_THE_TEACHER = ("prompt", "tools", "chat_template_kwargs")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
@@ -81,14 +76,6 @@ def end_of_turn_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[
             if token in stop_ids:
                 return token
     return stop_ids[0]
-
-
-def chat_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the chat template that a dataset row carries in `tools` and `chat_template_kwargs`, as in TRL."""
-    kwargs = dict(row.get("chat_template_kwargs") or {})
-    if row.get("tools"):
-        kwargs["tools"] = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
-    return kwargs
 
 
 def tokenize_prompt(

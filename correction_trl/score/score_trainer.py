@@ -1,5 +1,3 @@
-import functools
-import inspect
 import json
 import math
 import textwrap
@@ -21,16 +19,16 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, pad, use_adapter
 
 from ..checkpoints import CheckpointTrainerMixin
-from ..data_utils import check_dataset, message_text
+from ..data_utils import chat_template_kwargs, check_dataset, message_text
 from ..errors import BadInput
 from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
-from ..functions import call_value_function
+from ..functions import as_value_function, call_value_function
 from ..policy.attempts import FollowUp
 from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
-from ..policy.tokenization import chat_template_kwargs, check_tokenizer, decode, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, decode, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .score_config import SCoReConfig
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
@@ -482,7 +480,12 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
             for function in self.reward_funcs:
                 try:
-                    call_value_function(self._as_trl_calls(function, completion_ids_list), prompts, texts, columns)
+                    # The ids as they were sampled; of single rows, to find the one that fails, those of the text
+                    def completion_ids(some):
+                        return completion_ids_list if len(some) == len(texts) else self._completion_ids(some)
+
+                    value_function = as_value_function(function, completion_ids, self.state)
+                    call_value_function(value_function, prompts, texts, columns)
                 except BadInput as located:
                     if isinstance(located.__cause__, type(error)):
                         raise located from error
@@ -495,35 +498,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             )
         return rewards
 
-    def _as_trl_calls(self, function: Callable, completion_ids: list[list[int]] | None = None) -> Callable:
-        """A reward function as a value function: with what TRL hands over beside the columns, and NaN as `None`."""
-
-        def clean(values):
-            return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
-
-        async def clean_when_there(values):
-            return clean(await values)
-
-        @functools.wraps(function)
-        def call(prompts, completions, **columns):
-            texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-            ids = completion_ids
-            if ids is None or len(ids) != len(texts):
-                ids = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-            values = function(
-                prompts=prompts,
-                completions=completions,
-                completion_ids=ids,
-                trainer_state=self.state,
-                log_extra=lambda column, values: None,
-                log_metric=lambda name, value: None,
-                **columns,
-            )
-            if inspect.isawaitable(values):
-                return clean_when_there(values)
-            return clean(values) if isinstance(values, list | tuple) else values
-
-        return call
+    def _completion_ids(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     # ------------------------------------------------------------------ stages
 
@@ -835,7 +811,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         """The weighted sum of the reward functions, as one value function."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         values = [
-            call_value_function(self._as_trl_calls(function), prompts, texts, columns)
+            call_value_function(as_value_function(function, self._completion_ids, self.state), prompts, texts, columns)
             for function in self.reward_funcs
         ]
         weights = self.reward_weights.tolist()

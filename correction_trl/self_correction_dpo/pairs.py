@@ -17,19 +17,21 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import prepare_multimodal_messages
 
-from ..data_utils import IMAGE_COLUMNS, check_dataset, message_text, share_of_process
+from ..data_utils import (
+    IMAGE_COLUMNS,
+    NOT_FOR_THE_TEACHER,
+    chat_template_kwargs,
+    check_dataset,
+    message_text,
+    share_of_process,
+)
 from ..errors import BadInput
 from ..evaluation.evaluate import Evaluation, evaluate_traces
 from ..functions import Prompt, call_value_function
 from ..inference.strategy import Trace
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp
 from ..policy.generation import Sampler, numbered
-from ..policy.tokenization import (
-    NOT_FOR_THE_TEACHER,
-    chat_template_kwargs,
-    check_tokenizer,
-    tokenize_prompt,
-)
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 
 
 PAIR_PROMPTS = ("question", "two_turns", "both")

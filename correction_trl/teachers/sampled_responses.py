@@ -12,10 +12,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
-from ..data_utils import check_dataset, message_text, public_name
+from ..data_utils import chat_template_kwargs, check_dataset, message_text, public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler, numbered
-from ..policy.tokenization import chat_template_kwargs, check_tokenizer, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 
 
 @dataclass
