@@ -65,6 +65,15 @@ def test_an_unknown_key_of_the_file_is_an_error_that_names_it(quickstart, tmp_pa
         parse((Task, Model), quickstart, ["--config", str(file)])
 
 
+@pytest.mark.parametrize("name", ["min_p", "repetition_penalty"])
+def test_a_setting_that_is_gone_names_what_takes_its_place(quickstart, tmp_path, name):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{name}: 1.1\n")
+    for argv in (["--config", str(file)], [f"--{name}", "1.1"]):
+        with pytest.raises(SystemExit, match=f"{name}.* is gone: set `generation_kwargs: .{name}: "):
+            parse((Task, Model), quickstart, argv)
+
+
 def test_an_unknown_argument_is_an_error_that_names_it(quickstart):
     with pytest.raises(SystemExit, match="learning_rat"):
         parse((Task, Model), quickstart, ["--learning_rat", "0.1"])

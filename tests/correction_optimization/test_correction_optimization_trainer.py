@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -984,3 +985,20 @@ def test_trying_a_size_leaves_no_trace(make_trainer, plain_pairs, plain_prompts,
     ]
     assert logs[0] == logs[1]
     assert len(sizes) == 4 and min(sizes) > 0
+
+
+def test_a_response_is_drawn_by_its_place_among_those_of_all_processes():
+    """Two processes with batches of 3 and one with batches of 6, whose last batch is short: the same places."""
+
+    def places(n_processes, process, batches):
+        accelerator = SimpleNamespace(num_processes=n_processes, process_index=process)
+        trainer = SimpleNamespace(accelerator=accelerator)
+        return CorrectionOptimizationTrainer._places(trainer, batches, 6 // n_processes)
+
+    rows = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    alone = dict(zip([row for batch in rows for row in batch], places(1, 0, rows), strict=True))
+    shared = {}
+    for process in range(2):
+        mine = [batch[3 * process : 3 * process + 3] for batch in rows]
+        shared |= dict(zip([row for batch in mine for row in batch], places(2, process, mine), strict=True))
+    assert shared == alone == {row: row for row in range(10)}

@@ -80,10 +80,27 @@ def test_it_equals_a_naive_evaluation(model, tiny_tokenizer, fixture, n_turns, r
 
 
 @pytest.mark.parametrize("batch_size", [1, 64])
-def test_greedy_attempts_do_not_depend_on_the_batch(model, tiny_tokenizer, chat_prompts, batch_size):
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "samples": 3, "top_p": 0.9}], ids=["greedy", "sampled"])
+def test_attempts_do_not_depend_on_the_batch(model, tiny_tokenizer, chat_prompts, batch_size, settings):
     dataset = chat_prompts.select(range(9))
-    other = evaluate(model, tiny_tokenizer, dataset, batch_size=batch_size)
-    assert other.per_problem == evaluate(model, tiny_tokenizer, dataset).per_problem
+    other = evaluate(model, tiny_tokenizer, dataset, batch_size=batch_size, **settings)
+    assert other.per_problem == evaluate(model, tiny_tokenizer, dataset, **settings).per_problem
+
+
+def test_a_row_draws_the_same_whatever_stands_behind_it(model, tiny_tokenizer, chat_prompts):
+    settings = {"temperature": 1.0, "n_examples": 9}
+    few, all_rows = (
+        evaluate(model, tiny_tokenizer, chat_prompts.select(range(n)), **settings).examples for n in (4, 9)
+    )
+    attempts = {str(example["prompt"]): example["attempts"] for example in all_rows}
+    assert all(attempts[str(example["prompt"])] == example["attempts"] for example in few)
+
+
+def test_the_smallest_nucleus_is_greedy(model, tiny_tokenizer, chat_prompts):
+    dataset = chat_prompts.select(range(5))
+    greedy = evaluate(model, tiny_tokenizer, dataset, n_examples=5).examples
+    for cut in ({"top_p": 1e-6}, {"top_k": 1}):
+        assert evaluate(model, tiny_tokenizer, dataset, n_examples=5, temperature=1.0, **cut).examples == greedy
 
 
 def test_samples_are_means_over_conversations(model, tiny_tokenizer, chat_prompts):
