@@ -1,5 +1,6 @@
 """The card of a trained model, the same whether a recipe writes it or `trainer.push_to_hub()`."""
 
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -44,9 +45,9 @@ class ModelCardMixin:
 
         write_model_card(
             self.args.output_dir,
-            model_name=model_name,
+            model_name=model_name or Path(self.args.output_dir).resolve().name,
             dataset_name=dataset_name,
-            tags=[tags] if isinstance(tags, str) else tags or (),
+            tags=[tag for tag in ([tags] if isinstance(tags, str) else tags or ()) if tag not in self._tag_names],
             metrics={
                 "before": {},
                 "after": {},
@@ -55,7 +56,7 @@ class ModelCardMixin:
                 "versions": installed_versions(),
                 "command": command_line(),
             },
-            **card_facts(self, self.hub_model_id if self.args.push_to_hub else None),
+            **card_facts(self, self.hub_model_id),
         )
 
 
