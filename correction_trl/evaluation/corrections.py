@@ -182,6 +182,7 @@ def sequence_log_probs(
     ]
     input_ids = pad(rows, padding_value=pad_token_id, padding_side="left").to(model.device)
     attention_mask = pad([torch.ones_like(row) for row in rows], padding_value=0, padding_side="left").to(model.device)
+    # (B, T): padded on the left, so that all completions end in the last column
     n_kept = max(len(completion) for completion in completion_ids)
     logits = model(
         input_ids=input_ids,
@@ -190,7 +191,7 @@ def sequence_log_probs(
         logits_to_keep=n_kept + 1,  # only what predicts a completion token reaches the LM head
         use_cache=False,
     ).logits[:, :-1]
-    log_probs = selective_log_softmax(logits, input_ids[:, -n_kept:])
+    log_probs = selective_log_softmax(logits, input_ids[:, -n_kept:])  # (B, C), C tokens of the longest completion
     lengths = torch.tensor([len(completion) for completion in completion_ids], device=model.device)
-    mask = torch.arange(n_kept, device=model.device) >= n_kept - lengths[:, None]
+    mask = torch.arange(n_kept, device=model.device) >= n_kept - lengths[:, None]  # (B, C): its own completion
     return (log_probs.float() * mask).sum(1).tolist()

@@ -70,7 +70,7 @@ def _resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarra
     means = np.empty(resamples)
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        draws = generator.integers(len(values), size=(size, len(values)))
+        draws = generator.integers(len(values), size=(size, len(values)))  # (resamples, problems)
         means[start : start + size] = values[draws].mean(axis=1)
     return means
 
@@ -324,7 +324,7 @@ def attempt_metrics(
     Raises:
         `ValueError`: if the problems differ in their number of samples or attempts, or a value is neither 0 nor 1.
     """
-    values = np.asarray(right, dtype=float)  # None becomes NaN
+    values = np.asarray(right, dtype=float)  # (problems, samples, attempts); None becomes NaN
     if values.ndim != 3:
         raise ValueError(
             f"`right` must be of shape (problems, samples, attempts), got {values.shape}; every sample needs the same "
@@ -336,14 +336,16 @@ def attempt_metrics(
             f"`right` holds {graded[0]:g}, but an attempt is right (1) or wrong (0); apply a threshold to graded"
             " values first."
         )
+    # A sample with one attempt that was not judged counts nowhere: the deltas are to add up
     values[np.isnan(values).any(axis=2)] = np.nan
-    judged = (~np.isnan(values[:, :, :1])).sum(axis=1).squeeze(1)  # samples per problem
+    judged = (~np.isnan(values[:, :, :1])).sum(axis=1).squeeze(1)  # (problems,): how many samples count
 
     def per_problem(sample_values: np.ndarray) -> np.ndarray:
+        """From (problems, samples) to (problems,): the mean over the samples that count."""
         with np.errstate(invalid="ignore"):
             return np.where(judged > 0, np.nansum(sample_values, axis=1) / judged, np.nan)
 
-    first = values[:, :, 0]
+    first = values[:, :, 0]  # (problems, samples)
     columns = {f"acc@t{t}": per_problem(values[:, :, t - 1]) for t in range(1, values.shape[2] + 1)}
     summaries = {}
     for t in range(2, values.shape[2] + 1):

@@ -48,18 +48,7 @@ def last_turn(evaluation: Evaluation) -> int:
 
 
 def against(evaluations: Mapping[str, Evaluation], main: str) -> dict[str, dict[str, float]]:
-    """
-    The last response of each strategy against that of the main one, on the same problems.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        main (`str`):
-            Name of the main one.
-
-    Returns:
-        `dict[str, dict]`: per other strategy the summary of `its acc - acc of the main one`.
-    """
+    """Per other strategy, the summary of how much more often its last response is right than the main one's."""
 
     def last(name: str) -> list[float | None]:
         return evaluations[name].per_problem[f"acc@t{last_turn(evaluations[name])}"]
@@ -84,17 +73,7 @@ _HEADINGS = (
 
 
 def strategy_rows(evaluations: Mapping[str, Evaluation], main: str, separator: str = " ") -> list[list[str]]:
-    """
-    The strategies as rows of a table, with 95 % intervals, under the headings of [`strategy_headings`].
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        main (`str`):
-            The strategy that the others are compared with.
-        separator (`str`, *optional*, defaults to `" "`):
-            Between a number and its interval.
-    """
+    """The strategies as rows under [`strategy_headings`]; `separator` stands between a number and its interval."""
     differences = against(evaluations, main)
     rows = []
     for name, evaluation in evaluations.items():
@@ -117,19 +96,7 @@ def strategy_headings(main: str) -> list[str]:
 def print_strategies(
     evaluations: Mapping[str, Evaluation], main: str, title: str, console: Console | None = None
 ) -> None:
-    """
-    Print the strategies side by side, and what could not be counted.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        main (`str`):
-            The strategy that the others are compared with.
-        title (`str`):
-            What was evaluated.
-        console (`rich.console.Console`, *optional*):
-            Where to print. By default standard output, as wide as the table needs if that is no terminal.
-    """
+    """Print the strategies side by side, and what could not be counted. A log file gets lines as wide as needed."""
     if console is None:
         console = Console()
         if not console.is_terminal:
@@ -171,16 +138,8 @@ def _count_words(counts: Mapping[str, int]) -> str:
 
 def plot_transitions(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> Path | None:
     """
-    Draw how problems become right and wrong from one attempt to the next, one panel per evaluation.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By title; those with a single attempt are left out.
-        path (`str` or `os.PathLike`):
-            PNG file to write; its directory is created.
-
-    Returns:
-        `Path` of the picture, or `None` (with a warning) if there is nothing to draw.
+    Draw how problems become right and wrong from one attempt to the next, one panel per evaluation (by title) that has
+    two attempts. Returns `None`, with a warning, if there is nothing to draw.
     """
     panels = {title: _judged_samples(evaluation) for title, evaluation in evaluations.items()}
     panels = {title: right for title, right in panels.items() if right.size and right.shape[1] > 1}
@@ -202,7 +161,7 @@ def plot_transitions(evaluations: Mapping[str, Evaluation], path: str | os.PathL
 def _judged_samples(evaluation: Evaluation) -> np.ndarray:
     """Right or wrong by judged sample and attempt."""
     right = np.asarray(evaluation.right, dtype=float)
-    right = right.reshape(-1, right.shape[-1])
+    right = right.reshape(-1, right.shape[-1])  # (problems * samples, attempts)
     return right[~np.isnan(right).any(axis=1)]
 
 
@@ -246,18 +205,7 @@ def _draw_transitions(axis, right: np.ndarray) -> None:
 
 
 def plot_accuracy_by_turn(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> Path | None:
-    """
-    Draw how many problems are right after each attempt, one line per strategy, with 95 % intervals.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        path (`str` or `os.PathLike`):
-            PNG file to write; its directory is created.
-
-    Returns:
-        `Path` of the picture, or `None` (with a warning) if nothing was judged.
-    """
+    """Draw how many problems are right after each attempt, one line per strategy, with 95 % intervals."""
 
     def points(evaluation: Evaluation) -> list[float]:
         return list(range(1, last_turn(evaluation) + 1))
@@ -269,15 +217,6 @@ def plot_accuracy_tokens(evaluations: Mapping[str, Evaluation], path: str | os.P
     """
     Draw how many problems are right against the tokens that were generated for it, checks and feedback included: one
     line per strategy, one point per attempt.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        path (`str` or `os.PathLike`):
-            PNG file to write; its directory is created.
-
-    Returns:
-        `Path` of the picture, or `None` (with a warning) if nothing was judged.
     """
 
     def points(evaluation: Evaluation) -> list[float]:
@@ -326,19 +265,7 @@ def _plot_accuracy(evaluations, path, points, label: str, title: str, whole: boo
 
 
 def card_section(evaluations: Mapping[str, Evaluation], main: str, title: str, how: str) -> str:
-    """
-    The section of a model card, in Markdown, between two comments by which [`update_card`] finds it again.
-
-    Args:
-        evaluations (`dict[str, Evaluation]`):
-            By strategy.
-        main (`str`):
-            The strategy that the others are compared with.
-        title (`str`):
-            What was evaluated: dataset and split.
-        how (`str`):
-            One sentence: decoding, number of attempts, ...
-    """
+    """The section of a model card, in Markdown, between two comments by which [`update_card`] finds it again."""
     headings = strategy_headings(main)
     lines = [_row(headings), _row(["---"] * len(headings))]
     lines += [_row(row) for row in strategy_rows(evaluations, main)]
@@ -353,16 +280,7 @@ def _row(cells: Sequence[str]) -> str:
 def eval_results(evaluation: Evaluation, strategy: str, dataset_name: str, dataset_type: str) -> list[EvalResult]:
     """
     The metrics of one strategy, without its counts of tokens and responses, as the results of a card's `model-index`.
-
-    Args:
-        evaluation ([`~evaluation.Evaluation`]):
-            What was found.
-        strategy (`str`):
-            Its name; part of the metrics' names.
-        dataset_name (`str`):
-            Dataset and split, to be shown.
-        dataset_type (`str`):
-            Hub id of the dataset, or `"custom"`.
+    `dataset_type` is the dataset's Hub id, or `"custom"`.
     """
     return [
         EvalResult(
@@ -381,19 +299,7 @@ def eval_results(evaluation: Evaluation, strategy: str, dataset_name: str, datas
 
 
 def write_card_entry(path: str | os.PathLike, section: str, results: Sequence[EvalResult], model_name: str) -> Path:
-    """
-    Write section and metadata as a file that can be pasted into a model card.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            Markdown file to write.
-        section (`str`):
-            From [`card_section`].
-        results (`list[EvalResult]`):
-            From [`eval_results`].
-        model_name (`str`):
-            Name of the model.
-    """
+    """Write section and metadata as a file that can be pasted into a model card."""
     path = Path(path)
     data = ModelCardData(model_name=model_name, eval_results=list(results) or None)
     path.write_text(f"---\n{data}\n---\n\n{section}", encoding="utf-8", errors="replace")
@@ -403,17 +309,7 @@ def write_card_entry(path: str | os.PathLike, section: str, results: Sequence[Ev
 def update_card(path: str | os.PathLike, section: str, results: Sequence[EvalResult], model_name: str) -> None:
     """
     Put an evaluation into a model card that exists. An earlier one of the same title, and earlier results of the same
-    names on the same dataset, are replaced; everything else stays.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The card, `README.md`.
-        section (`str`):
-            From [`card_section`].
-        results (`list[EvalResult]`):
-            From [`eval_results`].
-        model_name (`str`):
-            For a card that does not name its model.
+    names on the same dataset, are replaced; everything else stays. `model_name` is for a card that names none.
     """
     card = ModelCard.load(path)
     new = {(result.dataset_name, result.metric_name) for result in results}
