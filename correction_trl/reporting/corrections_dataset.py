@@ -16,7 +16,7 @@ from ..teachers.prompting import TEMPLATES, TeacherPrompt
 from ..teachers.store import CORRECTED, FAILED, SKIPPED, UNCHANGED, UNPARSABLE, Correction, to_dataset
 from .edits import examples_markdown, plot_examples
 from .plots import plot_edit_distribution
-from .privacy import command_line
+from .privacy import command_line, launched
 from .run_metrics import installed_versions
 
 
@@ -104,7 +104,7 @@ def write_dataset(
         columns=[name for name in pairs.column_names if name not in own],
         prompt_template=prompt.path.read_text(encoding="utf-8") if prompt is not None else None,
         template_version=prompt.version if prompt is not None else None,
-        command=command_line(),
+        command=launched(command_line(), "python"),
         versions=installed_versions(),
     )
     DatasetCard(card).save(folder / "README.md")

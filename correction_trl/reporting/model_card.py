@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data_utils import is_hub_id, public_name
 from .edits import examples_markdown
-from .privacy import publishable, redact_secrets, without_run_directories
+from .privacy import launched, redact_secrets, without_run_directories
 from .run_metrics import (
     METRIC_DESCRIPTIONS,
     format_counts,
@@ -154,21 +154,12 @@ def write_model_card(
         usage=usage,
         pipeline_tag=pipeline_tag,
         time=format_seconds(metrics["seconds"]) if is_number(metrics["seconds"]) else None,
-        command=_launched(metrics["command"] if command is None else command),
+        command=launched(metrics["command"] if command is None else command),
         versions=metrics["versions"],
     )
     path = output_dir / "README.md"
     write_atomically(path, redact_secrets(without_run_directories(str(card), output_dir)))
     return path
-
-
-def _launched(command: str | None) -> str | None:
-    """A command that can be pasted: a script is started by `accelerate launch`."""
-    command = publishable(command) if command else None
-    if not command:
-        return None
-    variables, rest = re.match(r"((?:[A-Za-z_]\w*=\S*\s+)*)(.*)", command, re.DOTALL).groups()
-    return f"{variables}accelerate launch {rest}" if rest.partition(" ")[0].endswith(".py") else command
 
 
 def _link(name: str | None, prefix: str) -> str | None:

@@ -232,6 +232,14 @@ def publishable(command: str) -> str:
     return command_line(words) or ""
 
 
+def launched(command: str | None, launcher: str = "accelerate launch") -> str | None:
+    """[`publishable`], ready to be pasted: a script (after the variables that are set for it) has its launcher."""
+    if not command:
+        return None
+    variables, rest = re.match(r"((?:[A-Za-z_]\w*=\S*\s+)*)(.*)", publishable(command), re.DOTALL).groups()
+    return f"{variables}{launcher} {rest}" if rest.partition(" ")[0].endswith(".py") else variables + rest
+
+
 def _publishable_word(word: str) -> str:
     """A word of a command: an argument, `--argument=value` or `NAME=value`, where a value may be a path or JSON."""
     name, equals, value = word.partition("=")

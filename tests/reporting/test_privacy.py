@@ -16,6 +16,7 @@ from correction_trl.reporting.privacy import (
     command_line,
     hide_paths,
     is_secret_name,
+    launched,
     publishable,
     publishable_folder,
     publishable_setting,
@@ -204,6 +205,10 @@ class TestCommands:
     def test_a_recipe_is_named_from_the_root_of_the_repository(self):
         script = Path(__file__).parents[2] / "recipes" / "score.py"
         assert command_line([str(script), "--seed", "1"]) == "recipes/score.py --seed 1"
+
+    def test_a_dataset_is_collected_by_python(self):
+        assert launched("A=1 recipes/c.py --x 1", "python") == "A=1 python recipes/c.py --x 1"
+        assert launched(None) is None
 
     def test_an_open_quote_is_no_reason_to_fail(self):
         assert publishable("r.py --a 'b /home/ada/x") == "r.py --a 'b x"
