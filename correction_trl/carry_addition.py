@@ -11,6 +11,16 @@ from typing import Any
 from .functions import Prompt
 
 
+__all__ = [
+    "embedded_path",
+    "exact_match",
+    "marked_digits",
+    "one_digit_teacher",
+    "right_answer_teacher",
+    "right_digits",
+]
+
+
 def embedded_path(name: str) -> str:
     """
     Folder of an embedded dataset or model.

@@ -44,25 +44,17 @@ def checkpoint_problem(folder: Path, side_files: Sequence[str] = (), weights_onl
             json.loads((folder / name).read_text(encoding="utf-8"))
         except ValueError:
             return f"{name} is damaged"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return f"{index.name} is damaged"
-        if missing := sorted(name for name in shards if not (folder / name).is_file()):
-            return f"{missing[0]} is missing"
-    elif not any((folder / name).is_file() for name in _WEIGHTS) and not _any(folder, _SHARDED_WEIGHTS):
-        return "its weights are missing"
-    if not weights_only:
-        if not (folder / "optimizer.pt").is_file() and not _any(folder, _SHARDED_OPTIMIZERS):
-            return "optimizer.pt is missing"
-        if not (folder / "scheduler.pt").is_file():
-            return "scheduler.pt is missing"
-        if not _any(folder, ("rng_state*.pth",)):
-            return "rng_state.pth is missing"
-    if missing := [name for name in side_files if not (folder / name).is_file()]:
-        return f"{missing[0]} is missing"
+    wanted = {} if weights_only else {
+        "optimizer.pt": ("optimizer.pt", *_SHARDED_OPTIMIZERS),
+        "scheduler.pt": ("scheduler.pt",),
+        "rng_state.pth": ("rng_state*.pth",),
+    }  # fmt: skip
+    wanted |= {name: (name,) for name in side_files}
+    if (missing := _missing_weights(folder)) is not None:
+        return missing
+    for name, patterns in wanted.items():
+        if not _any(folder, patterns):
+            return f"{name} is missing"
     for file in sorted(folder.iterdir()):
         if file.suffix == ".safetensors" and not _is_whole_safetensors(file):
             return f"{file.name} is damaged"
@@ -70,6 +62,17 @@ def checkpoint_problem(folder: Path, side_files: Sequence[str] = (), weights_onl
         if file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
             return f"{file.name} is damaged"
     return None
+
+
+def _missing_weights(folder: Path) -> str | None:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return None if _any(folder, (*_WEIGHTS, *_SHARDED_WEIGHTS)) else "its weights are missing"
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{index.name} is damaged"
+    return next((f"{name} is missing" for name in sorted(shards) if not (folder / name).is_file()), None)
 
 
 def _any(folder: Path, patterns: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 
     pip install inspect-ai
     inspect eval correction_trl/evaluation/inspect_task.py --model hf/your-name/your-model \
-        -T dataset_name=your-name/your-problems -T value_function=correction_trl.rewards.final_answer:gsm8k_accuracy
+        -T dataset_name=your-name/your-problems -T value_function=correction_trl.rewards:gsm8k_accuracy
 
 The metrics have the names of [`~evaluation.evaluate_attempts`] and the same meaning. Inspect renders each turn from
 text, as any client of a chat server does; a policy that was trained on its own ids is best measured with

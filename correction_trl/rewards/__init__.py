@@ -2,9 +2,8 @@
 Value functions (TRL's `reward_funcs` signature: `f(completions, **columns) -> list[float | None]`) and feedback
 functions (the same inputs, one text per completion). `docs/rewards.md` shows each at work.
 
-Each class is a value function; its method `feedback` is the feedback function that goes with it. Each module also has
-ready ones under lower-case names, for settings that name a function:
-`correction_trl.rewards.final_answer:gsm8k_accuracy`.
+Each class is a value function; its method `feedback` is the feedback function that goes with it. Under lower-case
+names there are ready ones, for settings that name a function: `correction_trl.rewards:gsm8k_accuracy`.
 """
 
 from typing import TYPE_CHECKING
@@ -27,12 +26,32 @@ _PUBLIC = {
     "WordListNonToxicity": "toxicity",
     "answers_equal": "math_equality",
     "bag_similarity": "similarity",
+    "boxed_accuracy": "final_answer",
     "boxed_answer": "answer_extraction",
+    "choice_accuracy": "final_answer",
+    "concept_coverage": "constraints",
     "edit_similarity": "similarity",
     "extract_code": "code_extraction",
+    "final_answer_accuracy": "final_answer",
+    "final_answer_feedback": "final_answer",
     "find_answer": "answer_extraction",
+    "gsm8k_accuracy": "final_answer",
     "gsm8k_answer": "answer_extraction",
+    "humaneval_feedback": "code_tests",
+    "humaneval_tests": "code_tests",
+    "last_number_accuracy": "final_answer",
     "line_similarity": "similarity",
+    "math_program_accuracy": "math_program",
+    "math_program_feedback": "math_program",
+    "mbpp_feedback": "code_tests",
+    "mbpp_tests": "code_tests",
+    "missing_concepts": "constraints",
+    "missing_slots": "constraints",
+    "non_toxicity": "toxicity",
+    "slot_coverage": "constraints",
+    "toxicity_feedback": "toxicity",
+    "word_list_feedback": "toxicity",
+    "word_list_non_toxicity": "toxicity",
     "word_similarity": "similarity",
 }
 
@@ -41,13 +60,35 @@ __all__ = [*_PUBLIC]
 __getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
-    from .answer_extraction import boxed_answer, find_answer, gsm8k_answer  # noqa: F401
-    from .code_extraction import extract_code  # noqa: F401
-    from .code_tests import CodeTests  # noqa: F401
-    from .composition import FormatTerm, Gate, LengthTerm, WeightedSum  # noqa: F401
-    from .constraints import ConceptCoverage, SlotCoverage  # noqa: F401
-    from .final_answer import FinalAnswer  # noqa: F401
-    from .math_equality import answers_equal  # noqa: F401
-    from .math_program import MathProgram  # noqa: F401
-    from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity  # noqa: F401
-    from .toxicity import NonToxicity, WordListNonToxicity  # noqa: F401
+    from .answer_extraction import boxed_answer, find_answer, gsm8k_answer
+    from .code_extraction import extract_code
+    from .code_tests import CodeTests, humaneval_feedback, humaneval_tests, mbpp_feedback, mbpp_tests
+    from .composition import FormatTerm, Gate, LengthTerm, WeightedSum
+    from .constraints import (
+        ConceptCoverage,
+        SlotCoverage,
+        concept_coverage,
+        missing_concepts,
+        missing_slots,
+        slot_coverage,
+    )
+    from .final_answer import (
+        FinalAnswer,
+        boxed_accuracy,
+        choice_accuracy,
+        final_answer_accuracy,
+        final_answer_feedback,
+        gsm8k_accuracy,
+        last_number_accuracy,
+    )
+    from .math_equality import answers_equal
+    from .math_program import MathProgram, math_program_accuracy, math_program_feedback
+    from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity
+    from .toxicity import (
+        NonToxicity,
+        WordListNonToxicity,
+        non_toxicity,
+        toxicity_feedback,
+        word_list_feedback,
+        word_list_non_toxicity,
+    )

@@ -131,5 +131,5 @@ def program_value(result: Result) -> str | None:
     return numbers[-1].strip(",").rstrip(".") if numbers else lines[-1][:1000]
 
 
-math_program = MathProgram()
-math_program_feedback = math_program.feedback
+math_program_accuracy = MathProgram()
+math_program_feedback = math_program_accuracy.feedback
