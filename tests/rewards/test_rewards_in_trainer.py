@@ -45,6 +45,6 @@ def test_two_steps(trainer_class, config_class, conversational, tiny_model, tmp_
             mean = log[f"rewards/{function.__name__}/mean"]
             assert mean is None if unjudged == 1 else 0 <= mean <= 1
         assert log["code_tests/unjudged"] == log["concept_coverage/unjudged"] == 0
-        assert log["final_answer/unjudged"] == log["math_program_accuracy/unjudged"]
+        assert log["final_answer/unjudged"] == log["math_program/unjudged"]
     # Half of the rows have no gold answer: None, not 0, and counted. Two steps of two prompts see some of them.
     assert any(log["final_answer/unjudged"] > 0 for log in steps)
