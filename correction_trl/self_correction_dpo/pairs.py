@@ -42,7 +42,8 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 @dataclass
 class Transcript:
     """
-    Two attempts of a model at one problem.
+    Two attempts of a model at one problem, as the token ids that are trained on; [`Transcript.trace`] is the record
+    that is judged.
 
     Attributes:
         row (`int`):
@@ -73,6 +74,15 @@ class Transcript:
     second_ids: list[int]
     first_complete: bool
     second_complete: bool
+
+    def trace(self) -> Trace:
+        """The attempts as those of any other strategy."""
+        return Trace(
+            responses=[self.first, self.second],
+            tokens=[len(self.first_ids), len(self.second_ids)],
+            replies=2,
+            cut_off=2 - self.first_complete - self.second_complete,
+        )
 
 
 @torch.no_grad()
@@ -307,15 +317,7 @@ def evaluate_transcripts(
     """
     state = PartialState()
     own = transcripts[state.process_index :: state.num_processes]
-    traces = {
-        (transcript.row, 0): Trace(
-            responses=[transcript.first, transcript.second],
-            tokens=[len(transcript.first_ids), len(transcript.second_ids)],
-            replies=2,
-            cut_off=2 - transcript.first_complete - transcript.second_complete,
-        )
-        for transcript in own
-    }
+    traces = {(transcript.row, 0): transcript.trace() for transcript in own}
     return evaluate_traces(dataset, traces, value_function, correct_threshold=correct_threshold)
 
 
