@@ -852,7 +852,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             index = two_row_index(inputs["completion_mask"])
             n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
 
-        def tokens_of(name, per_token):
+        def tokens_of(name, per_token):  # from the model's rows (R, T) to one row per pair (B, L)
             return gather_tokens(per_token[:, -n_tokens:], index[f"{name}_index"], index[f"{name}_mask"])
 
         return (
@@ -876,7 +876,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                     log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma
                 ),
             )
-        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)  # (B,)
         if self.args.loss_type == "ipo":
             response = response / log_probs.response_mask.sum(1).clamp(min=1)
             correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)

@@ -202,6 +202,7 @@ class PairCollator:
             numbers["sampled_at"] = [example["sampled_at"] for example in examples]
 
         pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
+        # What the model gets: R packed rows (R, T), or two rows per pair (2 B, T), all chosen ones first
         if pairs is not None and self._pack(pairs):
             batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
             for name in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -214,8 +215,8 @@ class PairCollator:
             batch = dict(self.collator(examples))
             chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
             batch["n_tokens"] = (chosen + rejected).float()
-        # One row per pair comes first: accelerate takes the size of a batch from its first tensor, and packed rows can
-        # be fewer than pairs
+        # What has one row per pair, (B,) and for "values" (B, F, 2), comes first: accelerate takes the size of a batch
+        # from its first tensor, and packed rows can be fewer than pairs
         numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
         batch = {**numbers, **batch}
         if self.args.loss_type == "ddpo":

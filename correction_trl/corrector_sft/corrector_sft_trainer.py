@@ -349,7 +349,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
     def fill_pool(self):
         """Put the generator's responses and the gold ones into the pool. Training does it where the pool is empty."""
         args, step = self.args, self.state.global_step
-        mine = self._my_share(np.arange(len(self.train_dataset)))
+        mine = share_of_process(range(len(self.train_dataset)))
         records = []
         if self._has_generations:
             given = [(n, text) for n in mine for text in self.train_dataset[n]["generations"] if text]
@@ -375,7 +375,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         prompts = np.arange(self.pool.n_prompts)
         if args.exploration_prompts is not None and args.exploration_prompts < len(prompts):
             prompts = rng.choice(prompts, args.exploration_prompts, replace=False)
-        hypotheses = self._my_share(self.pool.hypotheses(prompts, args.exploration_hypotheses, rng))
+        hypotheses = share_of_process(self.pool.hypotheses(prompts, args.exploration_hypotheses, rng).tolist())
         hypotheses = [i for i in hypotheses for _ in range(args.exploration_samples)]
         numbers = self.pool.prompt[hypotheses].tolist()
         prompt_ids = self._prompt_ids(numbers) if numbers else []
@@ -398,9 +398,6 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             self._metrics["train"]["exploration/value_gain"].append(float(gains.mean()))
             self._metrics["train"]["exploration/improved"].append(float((gains > 0).mean()))
             self._metrics["train"]["exploration/worsened"].append(float((gains < 0).mean()))
-
-    def _my_share(self, numbers: np.ndarray) -> list[int]:
-        return share_of_process(numbers.tolist())
 
     def _judge_and_add(self, records: list[Record], what: str) -> list[Record]:
         """Rate this process's new responses, comment on them, and put those of all processes into the pool."""
@@ -499,7 +496,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         pairs = self.pool.sample(num_batches * n_processes * size, rng)
         self._metrics["train"]["pairs/similarity"].append(float(pairs.similarity.mean()))
         self._metrics["train"]["pairs/value_gain"].append(float(pairs.value_gain.mean()))
-        shape = num_batches, n_processes, size
+        shape = num_batches, n_processes, size  # (A, P, B): every process draws all pairs and keeps its column
         hypotheses = pairs.hypothesis.reshape(shape)[:, self.accelerator.process_index]
         targets = pairs.target.reshape(shape)[:, self.accelerator.process_index]
         if self._counts_tokens():
@@ -521,6 +518,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             if self.args.show_response:
                 ids = self.corrector_prompt(ids, self.pool.ids(hypothesis), self.pool.feedback[hypothesis])
             correction = self.pool.ids(target)
+            # The loss is on y' alone, not on x, y and the instruction
             examples.append({"input_ids": [*ids, *correction], "labels": [-100] * len(ids) + correction})
         return examples
 

@@ -368,7 +368,9 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
         sampled = time.perf_counter()
 
-        rewards_per_func = []  # per turn: (all rollouts, functions)
+        # B rollouts of this process, R of all processes, S turns, F reward functions. An attempt is compared with the
+        # others of its group, which may lie on several processes: rewards and advantages are those of all rollouts
+        rewards_per_func = []  # S times (R, F)
         for turn in range(n_turns):
             completions = [
                 text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -384,14 +386,14 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
                 for values in rewards_per_func
             ],
             dim=1,
-        )
+        )  # (R, S)
         returns = turn_returns(rewards, stage, args.alpha, args.gamma)
         all_advantages = leave_one_out(returns, group_size) if group_size > 1 else torch.zeros_like(returns)
         judged = time.perf_counter()
 
-        batch = self._to_batch(prompt_ids, attempts, follow_ups)
+        batch = self._to_batch(prompt_ids, attempts, follow_ups)  # each (B, T)
         local = slice(self.accelerator.process_index * n_local, (self.accelerator.process_index + 1) * n_local)
-        batch["advantages"] = all_advantages[local]
+        batch["advantages"] = all_advantages[local]  # (B, S)
         kl_weights = torch.full((n_local, n_turns), args.beta_1, device=device)
         if stage == 1:
             kl_weights[:, 0] += self._beta_2
@@ -404,11 +406,11 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             self._find_max_tokens(lambda n: self._longest_rollouts(prompt_ids[longest], between, n), n_local)
         with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
             if args.beta_1 > 0 or (stage == 1 and self._beta_2 > 0):
-                batch["ref_log_probs"] = self._reference_log_probs(batch, n_rows)
+                batch["ref_log_probs"] = self._reference_log_probs(batch, n_rows)  # (B, T - 1)
             # Rollouts that serve more than one update need the policy that sampled them
             if args.steps_per_generation > args.gradient_accumulation_steps or self.num_iterations > 1:
                 log_probs = self._in_chunks(self.model, batch, n_rows)
-                batch["old_turn_log_probs"] = turn_sums(log_probs, batch["turn_ids"][:, 1:], n_turns)
+                batch["old_turn_log_probs"] = turn_sums(log_probs, batch["turn_ids"][:, 1:], n_turns)  # (B, S)
         self._record_rollouts(mode, stage, inputs, batch, attempts, texts, rewards, rewards_per_func, all_advantages)
         now = time.perf_counter()
         for name, seconds in (
@@ -435,7 +437,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         self._pending_extra_logs.clear()
 
     def _to_batch(self, prompt_ids, attempts, follow_ups) -> dict[str, torch.Tensor]:
-        """One row `[x, y1, follow-up, y2, ...]` per rollout, padded on the right."""
+        """One row `[x, y1, follow-up, y2, ...]` per rollout, padded on the right: `(B, T)`. `turn_ids` has the attempt
+        (from 1) that a token belongs to, and 0 where it is in no loss."""
         rows, turn_ids = [], []
         for i, prompt in enumerate(prompt_ids):
             row, turns = list(prompt), [0] * len(prompt)
@@ -592,8 +595,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             return self._in_chunks(self.model, batch, n_rows)
 
     def _compute_loss(self, model, inputs):
-        log_probs, entropy, aux_loss = self._forward(model, inputs)
-        turn_ids = inputs["turn_ids"][:, 1:]
+        log_probs, entropy, aux_loss = self._forward(model, inputs)  # (B, T - 1)
+        turn_ids = inputs["turn_ids"][:, 1:]  # (B, T - 1), of the tokens that are predicted
         ref_log_probs = inputs.get("ref_log_probs")
         losses = multi_turn_loss(
             log_probs,
