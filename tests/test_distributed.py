@@ -22,6 +22,7 @@ model, data, out, n_processes, accumulation = sys.argv[1:]
 args = CorrectionOptimizationConfig(
     output_dir=out, max_steps=3, per_device_train_batch_size=8 // int(n_processes) // int(accumulation),
     gradient_accumulation_steps=int(accumulation), learning_rate=1e-3, max_grad_norm=0.0, logging_steps=1,
+    max_tokens_per_micro_batch=300 if accumulation == "2" else None,  # the processes need unequal numbers of forwards
     save_strategy="no", report_to="none", bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True,
 )
 trainer = CorrectionOptimizationTrainer(model, args, train_dataset=load_from_disk(data))
@@ -110,7 +111,7 @@ args = SCoReConfig(
     gradient_accumulation_steps=int(accumulation), num_generations=4, learning_rate=1e-3, max_grad_norm=0.0,
     instruction="look again.", logging_steps=1, save_strategy="no", report_to="none", bf16=False, use_cpu=True,
     gradient_checkpointing=False, disable_tqdm=True, max_completion_length=8,
-    first_attempt_kl_target=0.01,
+    first_attempt_kl_target=0.01, max_tokens_per_micro_batch=90 if accumulation == "2" else None,
 )
 trainer = FixedRollouts(model, share_of_digits, args, train_dataset=load_from_disk(data))
 assert trainer.accelerator.num_processes == int(n_processes)
