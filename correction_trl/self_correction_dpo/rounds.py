@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    TrainerCallback,
 )
 from trl.trainer.utils import create_model_from_path
 
@@ -119,6 +120,7 @@ def train_rounds(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: PeftConfig | None = None,
+    callbacks: list[TrainerCallback] | None = None,
 ) -> TrainedRounds:
     """
     Self-Correction Learning ([paper](https://huggingface.co/papers/2410.04055)): in each round the model answers every
@@ -159,6 +161,8 @@ def train_rounds(
             For loading the model quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train, one for all rounds.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Further callbacks of each round's trainer.
 
     Returns:
         [`TrainedRounds`].
@@ -261,6 +265,7 @@ def train_rounds(
             train_dataset=pairs,
             processing_class=processing_class,
             peft_config=peft_config if folder is None else None,
+            callbacks=callbacks,
             instruction=instruction,
             pair_prompt=pair_prompt,
             rounds=rounds,
