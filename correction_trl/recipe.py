@@ -134,6 +134,9 @@ def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str
             if not value or value.startswith("--"):
                 raise ValueError("`--config` needs the name of a YAML file.")
             config_file = Path(value)
+            shipped = default_config.with_name(f"{value}.yaml")  # `--config qlora_24gb`
+            if not config_file.exists() and config_file.name == value and shipped.is_file():
+                config_file = shipped
             del argv[i : i + 2 - ("=" in argument)]
             break
     if config_file is None and not any(argument.startswith("--model_name_or_path") for argument in argv):

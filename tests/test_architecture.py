@@ -14,7 +14,7 @@ from helpers import ROOT
 # Floors from the ground up. A module imports from its own room and from the floors below it, never from another room
 # of its own floor: so no method imports another, and nothing imports `recipe` but the recipes themselves.
 FLOORS = [
-    {"errors", "faces"},
+    {"errors", "faces", "cli"},
     {"functions", "checkpoints", "signals"},
     {"data_utils", "chat_server"},
     {"carry_addition", "policy"},
