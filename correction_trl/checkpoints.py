@@ -96,9 +96,15 @@ def _is_whole_safetensors(file: Path) -> bool:
 
 
 def whole_checkpoints(output_dir: Path, side_files: Sequence[str] = (), weights_only: bool = False) -> list[Path]:
-    """The checkpoints of a run that are whole, the newest last."""
-    found = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    found.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    """The checkpoints of a run that are whole, the newest last; those of SCL lie in the folders of its rounds."""
+    found = [
+        (int(path.parent.name.rpartition("_")[2]) if path.parent != output_dir else 0, int(step), path)
+        for pattern in ("checkpoint-*", "round_*/checkpoint-*")
+        for path in output_dir.glob(pattern)
+        if (step := path.name.rpartition("-")[2]).isdigit()
+        and (path.parent == output_dir or path.parent.name.rpartition("_")[2].isdigit())
+    ]
+    found = [path for _, _, path in sorted(found)]
     return [path for path in found if checkpoint_problem(path, side_files, weights_only) is None]
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
+from ..checkpoints import checkpoint_to_resume_from
 from ..correction_optimization.correction_optimization_config import CorrectionOptimizationConfig
 from ..correction_optimization.correction_optimization_trainer import CorrectionOptimizationTrainer
 from ..data_utils import IMAGE_COLUMNS
@@ -130,8 +131,8 @@ def train_rounds(
 
     Each round has a folder `round_1`, `round_2`, ... in `args.output_dir`, with its pairs (`pairs.parquet`), their
     counts (`pairs.json`) and its checkpoints; the last round's model is in `args.output_dir` itself. With
-    `args.resume_from_checkpoint` (a checkpoint in one of those folders) the rounds before are taken as done, and the
-    pairs of its round are those on the disk.
+    `args.resume_from_checkpoint` (a checkpoint in one of those folders, or `True` for the newest) the rounds before
+    are taken as done, and the pairs of its round are those on the disk.
 
     Args:
         model (`str`):
@@ -218,7 +219,8 @@ def train_rounds(
         transcripts = sample(eval_dataset, 0.0, args.seed)
         return evaluate_transcripts(eval_dataset, transcripts, value_function, correct_threshold)
 
-    output_dir, checkpoint = Path(args.output_dir), args.resume_from_checkpoint
+    output_dir = Path(args.output_dir)
+    checkpoint = checkpoint_to_resume_from(args.resume_from_checkpoint, output_dir, weights_only=args.save_only_model)
     resumed_round = None
     if checkpoint is not None:
         found = re.fullmatch(r"round_(\d+)", Path(checkpoint).resolve().parent.name)
