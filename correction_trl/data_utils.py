@@ -159,6 +159,8 @@ def _columns(dataset: Dataset | IterableDataset) -> list[str]:
 def _check_row(row: dict[str, Any], index: int, name: str) -> None:
     for column, value in row.items():
         problem = _problem(value)
+        if problem is None and column != "prompt" and "prompt" in row:
+            problem = _problem_beside_a_prompt(value, row["prompt"])
         if problem:
             raise BadInput(
                 f"`{name}`, row {index}: the {column} {problem}; correct or remove the row (plain text, or a list of "
@@ -183,6 +185,21 @@ def _problem(value: Any) -> str | None:
             return f"has an empty message of the {message['role']}"
         if not isinstance(content, str | list):
             return f"has a message that is not text but {type(content).__name__}"
+    return None
+
+
+def _problem_beside_a_prompt(response: Any, prompt: Any) -> str | None:
+    """What is no response to a prompt that stands in a column of its own."""
+    if isinstance(response, str):
+        return None
+    if isinstance(prompt, str):
+        return "is a list of messages and the prompt is plain text; write both as messages, or both as text"
+    for message in response:
+        if message["role"] not in ("assistant", "tool"):
+            return (
+                f"has a message of the {message['role']}, and holds what the assistant wrote after the prompt; leave "
+                "the prompt's messages, and the user's, out of it"
+            )
     return None
 
 

@@ -12,11 +12,12 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .errors import BadInput, TeacherFailed
+from .errors import BadInput, TeacherFailed, first_line
 
 
 Prompt = str | list[dict[str, Any]]
@@ -77,7 +78,9 @@ def call_teacher(
             The dataset's further columns, one list each.
 
     Returns:
-        `list[str | None]`: The corrected responses; `None` where the teacher has none.
+        `list[str | None]`: The corrected responses; `None` where the teacher has none: an empty text, or one of white
+        space alone, cannot be trained on (it would teach to say nothing) and is none either. Half a character, which
+        no tokenizer takes, is replaced by U+FFFD, with a warning.
 
     Raises:
         BadInput: If the number or the type of the returned items is wrong.
@@ -88,13 +91,14 @@ def call_teacher(
         raise BadInput(f"{teacher!r:.80} is no teacher: pass a function, or an object with a method `correct`.")
     try:
         corrections = _result(correct(prompts=list(prompts), responses=list(responses), **columns))
+        is_list = isinstance(corrections, Sequence) and not isinstance(corrections, str)
+        corrections = list(corrections) if is_list else None
     except (BadInput, TeacherFailed):  # a teacher of this package that has said it all
         raise
     except Exception as error:
         raise TeacherFailed(
-            f"The teacher {teacher_name(teacher)!r} raised {type(error).__name__}: {str(error).rstrip('.')}."
+            f"The teacher {teacher_name(teacher)!r} raised {type(error).__name__}: {_said(error)}."
         ) from error
-    is_list = isinstance(corrections, Sequence) and not isinstance(corrections, str)
     if not is_list or len(corrections) != len(responses):
         returned = f"{len(corrections)} items" if is_list else "no list"
         raise BadInput(
@@ -107,8 +111,15 @@ def call_teacher(
                 f"The teacher {teacher_name(teacher)!r} returned {type(correction).__name__} for item {index} of the "
                 "batch; a correction is the corrected response as text, or `None`."
             )
-    # An empty correction cannot be trained on (it would teach to say nothing): the same as no correction.
-    return [correction if correction else None for correction in corrections]
+    whole = [correction if correction is None else whole_characters(correction) for correction in corrections]
+    n_changed = sum(after != before for after, before in zip(whole, corrections, strict=True))
+    if n_changed:
+        warnings.warn(
+            f"{n_changed} of {len(whole)} corrections by the teacher {teacher_name(teacher)!r} held half of a "
+            "character (a lone surrogate); it was replaced by U+FFFD.",
+            stacklevel=2,
+        )
+    return [correction if correction and correction.strip() else None for correction in whole]
 
 
 def teacher_name(teacher: Any) -> str:
@@ -162,16 +173,21 @@ def call_value_function(
     except Exception as error:
         row = _first_row_that_raises(call, len(responses))
         where = f"row {row} of the batch (response {responses[row]!r:.200})" if row is not None else "the batch"
-        raise BadInput(f"The value function {name!r} raised {type(error).__name__} on {where}: {error}") from error
-    if not hasattr(values, "__len__") or len(values) != len(responses):
-        count = "nothing" if values is None else f"{len(values)} values" if hasattr(values, "__len__") else "no list"
+        raise BadInput(
+            f"The value function {name!r} raised {type(error).__name__} on {where}: {_said(error)}"
+        ) from error
+    try:
+        count = "no list" if isinstance(values, str | bytes | Mapping | Set) else f"{len(values)} values"
+    except TypeError:
+        count = "nothing" if values is None else "no list"
+    if count != f"{len(responses)} values":
         raise BadInput(f"The value function {name!r} returned {count} for {len(responses)} responses.")
     checked = []
     for row, value in enumerate(values):
         if value is not None:
             try:
                 value = float(value)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise BadInput(
                     f"The value function {name!r} returned {value!r:.80} for row {row}; expected a number or None."
                 ) from error
@@ -276,12 +292,13 @@ def _call_feedback_function(
     ]
     try:
         texts = _result(function(prompts=list(prompts), completions=completions, **columns))
+        texts = list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else None
     except Exception as error:
         raise BadInput(
             f"The feedback function {name!r} raised {type(error).__name__} on a batch whose first response is "
-            f"{responses[0]!r:.200}: {error}"
+            f"{responses[0]!r:.200}: {_said(error)}"
         ) from error
-    if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) != len(responses):
+    if texts is None or len(texts) != len(responses):
         raise BadInput(f"The feedback function {name!r} must return a list of {len(responses)} texts, one each.")
     for text, response in zip(texts, responses, strict=True):
         if text is not None and not isinstance(text, str):
@@ -289,7 +306,7 @@ def _call_feedback_function(
                 f"The feedback function {name!r} returned {type(text).__name__} for the response {response!r:.200}; "
                 "feedback is text, or None."
             )
-    return [text or None for text in texts]
+    return [whole_characters(text) if text else None for text in texts]  # what a program printed is any text
 
 
 def _row_by_row_if_needed(call, function, prompts, responses, columns) -> tuple[list, list[str]]:
@@ -318,6 +335,11 @@ def _row_by_row_if_needed(call, function, prompts, responses, columns) -> tuple[
     if len(problems) == len(responses):
         raise first_error
     return results, problems
+
+
+def _said(error: Exception) -> str:
+    """The first line of what an exception of a user's function says, to end a sentence with."""
+    return whole_characters(first_line(error))[:300].rstrip(".")
 
 
 def _result(value: Any) -> Any:

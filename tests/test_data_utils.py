@@ -128,6 +128,30 @@ def test_a_bad_conversation_is_named_by_row_and_column(chat_pairs, column, messa
     check_fails(Dataset.from_list(rows, features=chat_pairs.features), f"row 2: the {column} .*{problem}")
 
 
+@pytest.mark.parametrize("column", ["response", "correction"])
+@pytest.mark.parametrize("role", ["user", "system", "developer", "human"])
+def test_a_response_is_the_assistants_alone(chat_pairs, column, role):
+    rows = chat_pairs.select(range(3)).to_list()
+    of_another, assistant = {"role": role, "content": "a"}, {"role": "assistant", "content": "b"}
+    for messages in ([of_another], [of_another, assistant], [assistant, of_another]):
+        rows[2][column] = messages
+        dataset = Dataset.from_list(rows, features=chat_pairs.features)
+        check_fails(dataset, f"row 2: the {column} has a message of the {role}, .* leave the prompt's messages")
+        names = {"response": "rejected", "correction": "chosen"}
+        check_fails(dataset.rename_columns(names), f"row 2: the {names[column]} has a message of the {role}")
+    rows[2][column] = [assistant, {"role": "tool", "content": "4"}, assistant]
+    check_dataset(Dataset.from_list(rows, features=chat_pairs.features), "train_dataset")
+    # Without a prompt of their own, conversations are whole
+    whole = Dataset.from_list([{"chosen": [of_another, assistant], "rejected": [of_another, assistant]}])
+    check_dataset(whole, "train_dataset")
+
+
+def test_a_plain_prompt_has_no_responses_as_messages():
+    messages = [{"role": "assistant", "content": "2"}]
+    dataset = Dataset.from_list([{"prompt": "1 + 1 =", "response": messages, "correction": messages}])
+    check_fails(dataset, "row 0: the response is a list of messages and the prompt is plain text")
+
+
 def test_messages_without_role_or_content_are_named():
     check_fails(pairs().map(lambda _: {"prompt": [{"text": "hi"}]}), "row 0: the prompt .* lacks 'role' or 'content'")
     check_fails(Dataset.from_list([{**PAIR, "prompt": ["hi"]}]), "row 0: the prompt .* lacks 'role' or 'content'")

@@ -2,6 +2,7 @@ import asyncio
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from correction_trl.functions import (
     teacher_name,
     try_feedback_function,
     try_value_function,
+    whole_characters,
 )
 
 
@@ -110,6 +112,46 @@ def test_a_teacher_cannot_change_the_batch_under_our_hands():
 
 def test_none_and_the_empty_string_mean_no_correction():
     assert correct(lambda **_: ["2", None, ""]) == ["2", None, None]
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", " \t\r\n", "\u00a0", "\u2003\u3000"])
+def test_white_space_alone_is_no_correction(blank):
+    assert correct(lambda **_: ["2 ", blank, f"{blank}6"]) == ["2 ", None, f"{blank}6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [("a\ud800b", "a\ufffdb"), ("\udc00", "\ufffd"), ("\ud83d\ude00", "😀"), ("\udfff\ud800", "\ufffd\ufffd")],
+)
+def test_half_a_character_is_replaced_where_text_enters(text, whole):
+    assert whole_characters(text) == whole and whole_characters(f"é 😀{text}") == f"é 😀{whole}"
+    with pytest.warns(UserWarning, match="1 of 3 corrections by the teacher 'my_teacher' held half of a character"):
+
+        def my_teacher(**_):
+            return ["2", text, None]
+
+        assert correct(my_teacher) == ["2", whole, None]
+    feedback, problems = try_feedback_function(lambda **_: ["", text, None], PROMPTS, RESPONSES, {})
+    assert feedback == [None, whole, None] and not problems
+
+
+def test_what_a_function_says_when_it_raises_is_one_line():
+    def my_teacher(**_):
+        raise RuntimeError("first \ud800\nsecond" + "x" * 10_000)
+
+    with pytest.raises(TeacherFailed, match="raised RuntimeError: first \ufffd.$"):
+        correct(my_teacher)
+
+
+@pytest.mark.parametrize("returned", ["100", b"100", {0: 1, 1: 1, 2: 1}, {1.0, 2.0, 3.0}, np.array(1.0)])
+def test_values_are_a_list(returned):
+    with pytest.raises(BadInput, match="returned no list for 3 responses"):
+        call_value_function(lambda **_: returned, PROMPTS, RESPONSES, {})
+
+
+def test_a_number_beyond_all_bounds_is_no_value():
+    with pytest.raises(BadInput, match="for row 1; expected a number or None"):
+        call_value_function(lambda **_: [1, 10**400, 1], PROMPTS, RESPONSES, {})
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ from ..data_utils import (
 )
 from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
-from ..functions import call_teacher, call_value_function
+from ..functions import call_teacher, call_value_function, teacher_name
 from ..policy.attention import unsupported_reason
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
@@ -285,6 +285,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         if args.correction_store is not None and on_policy and not isinstance(teacher, StoringTeacher):
             teacher = StoringTeacher(teacher, args.correction_store)
         self.teacher = teacher
+        self._n_uncorrected = 0  # responses, until the teacher has corrected one; `None` after that
         asked = teacher.teacher if isinstance(teacher, StoringTeacher) else teacher
         waits_for_a_server = isinstance(asked, Teacher) and asked.waits_for_a_server
         self._overlaps = args.max_staleness > 0 and (
@@ -759,13 +760,34 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
         if batch_samples and isinstance(batch_samples[0], list):
             batch_samples = self._micro_batches(batch_samples)
-        n_pairs = sum(
-            float(batch["pair_weight"].sum())
-            for step in batch_samples
-            for batch in (step if isinstance(step, MicroBatches) else [step])
-        )
-        n_pairs = self.accelerator.reduce(torch.tensor(n_pairs, device=device), reduction="sum")
+        batches = [batch for step in batch_samples for batch in (step if isinstance(step, MicroBatches) else [step])]
+        n_pairs = torch.tensor(sum(float(batch["pair_weight"].sum()) for batch in batches), device=device)
+        n_pairs = self.accelerator.reduce(n_pairs, reduction="sum")
+        if self.teacher is not None and batches and self._n_uncorrected is not None:
+            self._check_that_the_teacher_corrects(torch.cat([batch["missing"] for batch in batches]), device)
         return batch_samples, n_pairs
+
+    def _check_that_the_teacher_corrects(self, missing: torch.Tensor, device: torch.device):
+        """A teacher that has no correction for anything is noticed: at the first update by a warning; by an error at
+        the end of the first logging window with 32 responses, or of the run. The same on every process."""
+        asked, corrected = self.accelerator.reduce(
+            torch.tensor([len(missing), float((1 - missing).sum())], device=device), reduction="sum"
+        ).tolist()
+        if corrected:
+            self._n_uncorrected = None
+            return
+        self._n_uncorrected += int(asked)
+        teacher = self.teacher.teacher if isinstance(self.teacher, StoringTeacher) else self.teacher
+        better = ", or none that was rated above its response" if self.args.verify_corrections else ""
+        what = (
+            f"The teacher {teacher_name(teacher)!r} has returned no correction{better}, for any of "
+            f"{self._n_uncorrected} responses: nothing was trained so far"
+        )
+        n_updates = self.state.global_step + 1
+        if n_updates >= self.state.max_steps or (n_updates >= self.state.logging_steps and self._n_uncorrected >= 32):
+            raise TeacherFailed(f"{what}. Look at what it returns for a few prompts and responses.")
+        if n_updates == 1:
+            logger.warning(f"{what}.")
 
     def _make_ready(self, rollout: _Rollout, sizes: list[int], answer: tuple[list[str | None], float]):
         examples = self._pairs(rollout, answer, "train")

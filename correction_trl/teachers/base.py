@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import BadInput
-from ..functions import Prompt, call_teacher, teacher_name
+from ..functions import Prompt, call_teacher, teacher_name, whole_characters
 from .store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 
 
@@ -118,6 +118,9 @@ class Teacher:
 
     def record(self, item: Item, correction: str | None, status: str, **values: Any) -> Correction:
         """The answer to an item, as it is stored."""
+        texts = {name: values.get(name) for name in ("reply", "reason") if values.get(name) is not None}
+        values |= {name: whole_characters(text) for name, text in texts.items()}
+        correction = correction if correction is None else whole_characters(correction)
         return Correction(
             key=self.key(item),
             prompt=item.prompt,
@@ -190,7 +193,7 @@ def items_of(rows: Iterable[dict[str, Any]]) -> Iterator[Item]:
             Read as they are needed.
 
     Raises:
-        BadInput: If a row has no prompt, or no response that is text.
+        BadInput: If a row has no prompt, or no response that is text in whole characters.
     """
     for index, row in enumerate(rows):
         for name in ("prompt", "response"):
@@ -198,6 +201,8 @@ def items_of(rows: Iterable[dict[str, Any]]) -> Iterator[Item]:
                 raise BadInput(f"Row {index} has no {name!r}; its columns are {', '.join(row)}.")
         if not isinstance(row["response"], str):
             raise BadInput(f"Row {index}: the response is not text but {type(row['response']).__name__}.")
+        if whole_characters(row["response"]) != row["response"]:
+            raise BadInput(f"Row {index}: the response holds half of a character (a lone surrogate); remove it.")
         yield Item(row["prompt"], row["response"], {k: v for k, v in row.items() if k not in ("prompt", "response")})
 
 

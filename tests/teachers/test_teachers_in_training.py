@@ -49,6 +49,49 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+@pytest.mark.parametrize("none", [None, "", " \n", "\u00a0"], ids=ascii)
+@pytest.mark.parametrize(
+    ("steps", "logging_steps", "stops_after"), [(3, 1, 3), (100, 2, 8), (100, 10, 10), (1, 500, 1), (100, 0.2, 20)]
+)
+def test_a_teacher_that_corrects_nothing_at_all_stops_the_run(make_trainer, none, steps, logging_steps, stops_after):
+    calls = []
+
+    def nobody(responses, **_):
+        calls.append(len(responses))
+        return [none] * len(responses)
+
+    trainer = make_trainer(nobody, max_steps=steps, logging_steps=logging_steps)  # 4 pairs an update
+    with pytest.raises(
+        TeacherFailed, match=f"'nobody' has returned no correction, for any of {4 * stops_after} responses"
+    ):
+        trainer.train()
+    assert sum(calls) == 4 * stops_after
+
+
+def test_a_teacher_that_corrects_little_does_not(make_trainer, caplog):
+    answered = iter([False, False, True] + [False] * 30)
+
+    def teacher(responses, answer, **_):
+        right = next(answered)
+        return [a if right else None for a in answer]
+
+    trainer = make_trainer(teacher, max_steps=12, logging_steps=1)
+    trainer.train()
+    assert logged(trainer, "corrections/missing") == [1, 1, 0] + [1] * 9
+    assert caplog.text.count("has returned no correction, for any of 4 responses: nothing was trained so far.") == 1
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_white_space_and_half_characters_are_counted_and_trained_on(make_trainer, max_staleness):
+    def teacher(responses, **_):
+        return [" \n", "4\ud800 2", None, "5"] * (len(responses) // 4)
+
+    trainer = make_trainer(teacher, max_steps=2, logging_steps=1, max_staleness=max_staleness)
+    with pytest.warns(UserWarning, match="held half of a character"):
+        trainer.train()
+    assert logged(trainer, "corrections/missing") == logged(trainer, "corrections/in_loss") == [0.5, 0.5]
+
+
 def test_the_policy_trains_while_the_teacher_corrects_what_comes_next(make_trainer):
     trained = threading.Event()
     calls = []
