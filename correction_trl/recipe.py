@@ -127,33 +127,14 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
 
 
 def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str]) -> tuple:
-    config_file = None
-    for i, argument in enumerate(argv):
-        if argument == "--config" or argument.startswith("--config="):
-            value = argument.partition("=")[2] or (argv[i + 1] if "=" not in argument and argv[i + 1 :] else "")
-            if not value or value.startswith("--"):
-                raise ValueError("`--config` needs the name of a YAML file.")
-            config_file = Path(value)
-            shipped = default_config.with_name(f"{value}.yaml")  # `--config qlora_24gb`
-            if not config_file.exists() and config_file.name == value and shipped.is_file():
-                config_file = shipped
-            del argv[i : i + 2 - ("=" in argument)]
-            break
+    config_file = _take_config(argv)
     if config_file is None and not any(argument.startswith("--model_name_or_path") for argument in argv):
         config_file = default_config
     # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
     parser = _Parser(dataclass_types, allow_abbrev=False)
     hints = {name: hint for kind in dataclass_types for name, hint in typing.get_type_hints(kind).items()}
-    known = {action.dest for action in parser._actions} & hints.keys()
-    config = {} if config_file is None else _read_config(config_file)
-    for name, value in config.items():
-        if name not in known:
-            raise ValueError(f"{config_file}: {_unknown(name, known)}")
-        try:
-            config[name] = _as_hinted(value, hints[name])
-        except ValueError as error:
-            remedy = " Leave the line out for the default." if value is None else ""
-            raise ValueError(f"{config_file}: `{name}: {_yaml(value)}` must be {error}.{remedy}") from None
+    hints = {action.dest: hints[action.dest] for action in parser._actions if action.dest in hints}
+    config = {} if config_file is None else _read_config(config_file, hints)
     parser.set_defaults_with_config(**config)
     *parts, remaining = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
@@ -162,11 +143,24 @@ def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str
         name = remaining[0].partition("=")[0]
         if not name.startswith("--"):
             raise ValueError(f"{name!r} belongs to no argument. Lists are written `--name first second`.")
-        raise ValueError(_unknown(name.removeprefix("--"), known, "--"))
+        raise ValueError(_unknown(name.removeprefix("--"), hints, "--"))
     for part in parts:
         _check_numbers(part)
     _adapt_learning_rate(parts, config.keys() | {word[2:].partition("=")[0] for word in argv if word[:2] == "--"})
     return tuple(parts)
+
+
+def _take_config(argv: list[str]) -> Path | None:
+    """The file of `--config FILE` or `--config=FILE`, which is taken out of the arguments."""
+    for i, argument in enumerate(argv):
+        name, equals, file = argument.partition("=")
+        if name == "--config":
+            file = file if equals else "".join(argv[i + 1 : i + 2])
+            if not file or file.startswith("--"):
+                raise ValueError("`--config` needs the name of a YAML file.")
+            del argv[i : i + (1 if equals else 2)]
+            return Path(file)
+    return None
 
 
 class _Parser(TrlParser):
@@ -187,13 +181,35 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """The settings of a YAML file; those under `env` become environment variables."""
+def _read_config(file: Path, hints: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a YAML file, as their type hints want them; those under `env` become environment variables."""
+    config = _read_yaml(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold settings, one `name: value` a line.")
+    variables = config.pop("env", {})
+    if not isinstance(variables, dict):
+        raise ValueError(f"{file}: `env` must hold environment variables, one `NAME: value` a line.")
+    for name, value in variables.items():
+        os.environ[str(name)] = str(value)
+    for name, value in config.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{file}: the key {name!r} is no name of a setting.")
+        if name not in hints:
+            raise ValueError(f"{file}: {_unknown(name, hints)}")
+        try:
+            config[name] = _as_hinted(value, hints[name])
+        except ValueError as error:
+            remedy = " Leave the line out for the default." if value is None else ""
+            raise ValueError(f"{file}: `{name}: {_yaml(value)}` must be {error}.{remedy}") from None
+    return config
+
+
+def _read_yaml(file: Path) -> Any:
     if file.is_dir():
         raise ValueError(f"`--config {file}` is a folder; name a YAML file, such as {file / 'quickstart.yaml'}.")
     try:
         with open(file, encoding="utf-8") as stream:
-            config = yaml.load(stream, _Loader)
+            return yaml.load(stream, _Loader)
     except FileNotFoundError:
         raise ValueError(f"`--config {file}`: there is no such file.") from None
     except UnicodeDecodeError as error:
@@ -202,17 +218,6 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no valid YAML: {' '.join(str(error).split())}.") from None
     except (ValueError, RecursionError) as error:  # a date that does not exist, a thousand brackets
         raise ValueError(f"{file} is no valid YAML: {first_line(error)}.") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold settings, one `name: value` a line.")
-    for name in config:
-        if not isinstance(name, str):
-            raise ValueError(f"{file}: the key {name!r} is no name of a setting.")
-    variables = config.pop("env", {})
-    if not isinstance(variables, dict):
-        raise ValueError(f"{file}: `env` must hold environment variables, one `NAME: value` a line.")
-    for name, value in variables.items():
-        os.environ[str(name)] = str(value)
-    return config
 
 
 def _unknown(name: str, known: Iterable[str], dashes: str = "") -> str:
@@ -232,39 +237,64 @@ def _as_hinted(value: Any, hint: Any) -> Any:
         ValueError: If it does not fit; the message says what the setting must be.
     """
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    origins = [typing.get_origin(option) or option for option in options]
-    enums = [option for option in options if isinstance(option, type) and issubclass(option, enum.Enum)]
-    literals = [item for option in options if typing.get_origin(option) is typing.Literal for item in option.__args__]
-    if value is None and type(None) in origins or Any in origins:
+    kinds = [typing.get_origin(option) or option for option in options]
+    if Any in kinds or (type(value) in kinds and isinstance(value, bool | dict | None)):
         return value
+    fitted = None
     if isinstance(value, bool):
-        if bool in origins:
-            return value
-        if value is False and any(option.value == "no" for kind in enums for option in kind):
-            return "no"  # YAML reads a bare `no` as false
-        if str in origins:
-            return str(value).lower()
+        fitted = _boolean_as(value, kinds)
     elif isinstance(value, int | float):
-        if float in origins or (int in origins and isinstance(value, int)):
-            return float(value) if int not in origins else value
-        if str in origins:
-            return str(value)
-    elif isinstance(value, str) and not {list, dict} >= set(origins) - {type(None)}:
+        fitted = _number_as(value, kinds)
+    elif isinstance(value, str) and not {list, dict, type(None)} >= set(kinds):
+        fitted = value
+    elif isinstance(value, list | str) and list in kinds:  # a list of one may be written without brackets
+        fitted = _list_as([value] if isinstance(value, str) else value, options[kinds.index(list)])
+    if fitted is None:
+        raise ValueError(_wanted(options, kinds))
+    return fitted
+
+
+def _boolean_as(value: bool, kinds: Sequence[Any]) -> str | None:
+    if value is False and any(member.value == "no" for kind in _enums(kinds) for member in kind):
+        return "no"  # YAML reads a bare `no` as false
+    return str(value).lower() if str in kinds else None
+
+
+def _number_as(value: float, kinds: Sequence[Any]) -> float | str | None:
+    if isinstance(value, int) and int in kinds:
         return value
-    elif isinstance(value, list | str) and list in origins:  # a list of one may be written without brackets
-        value = [value] if isinstance(value, str) else value
-        inner = next((typing.get_args(option) for option in options if typing.get_origin(option) is list), (str,))[0]
-        if all(type(item) in (int, float, str) or item is None and inner not in (int, float, str) for item in value):
-            try:
-                return [inner(item) if inner in (int, float, str) else item for item in value]
-            except ValueError:
-                raise ValueError(f"a list of {'whole ' * (inner is int)}numbers") from None
-    elif isinstance(value, dict) and dict in origins:
-        return value
+    if float in kinds:
+        return float(value)
+    return str(value) if str in kinds else None
+
+
+def _list_as(values: list, hint: Any) -> list | None:
+    inner = (typing.get_args(hint) or (Any,))[0]
+    if inner not in (int, float, str):
+        return values
+    if not all(isinstance(item, int | float | str) for item in values):
+        return None
+    try:
+        return [inner(item) for item in values]
+    except ValueError:
+        return None
+
+
+def _enums(kinds: Sequence[Any]) -> list[type[enum.Enum]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, enum.Enum)]
+
+
+def _wanted(options: Sequence[Any], kinds: Sequence[Any]) -> str:
+    """What a setting must be, in words."""
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    wanted = [words[origin] for origin in origins if origin in words] + ["a list"] * (list in origins)
-    wanted += [f"one of {', '.join(map(str, literals))}"] * bool(literals) + ["text"] * bool(enums)
-    raise ValueError(" or ".join(dict.fromkeys(wanted)))
+    wanted = [words[kind] for kind in kinds if kind in words] + ["text"] * bool(_enums(kinds))
+    for option, kind in zip(options, kinds, strict=True):
+        if kind is list:
+            of = {int: " of whole numbers", float: " of numbers", str: " of texts"}
+            wanted.append("a list" + of.get((typing.get_args(option) or (Any,))[0], ""))
+        elif kind is typing.Literal:
+            wanted.append(f"one of {', '.join(map(str, typing.get_args(option)))}")
+    return " or ".join(dict.fromkeys(wanted))
 
 
 def _yaml(value: Any) -> str:

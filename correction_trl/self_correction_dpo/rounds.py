@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,7 @@ def train_rounds(
     Raises:
         BadInput: If the settings cannot work together, the weights are sharded, or no pair comes of a round.
     """
-    sharded = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    if sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise BadInput("Sampling needs the whole model in each process; use DDP or ZeRO-2 instead of FSDP or ZeRO-3.")
-    if rounds < 1 or samples_per_prompt < 1:
-        raise BadInput("`rounds` and `samples_per_prompt` must be at least 1.")
+    _check_rounds(args, rounds, samples_per_prompt)
     state = PartialState()
     load_kwargs = {
         **(args.model_init_kwargs or {}),
@@ -186,15 +183,7 @@ def train_rounds(
     args.model_init_kwargs = None  # the trainer gets loaded models
     if processing_class is None:
         processing_class = AutoProcessor.from_pretrained(model, revision=load_kwargs.get("revision"))
-
-    def load(folder: str | None) -> "PreTrainedModel | PeftModel":
-        """The model of this folder; without one, the base model."""
-        if folder is not None and peft_config is None:
-            return create_model_from_path(folder, **{**load_kwargs, "revision": "main"})
-        base = create_model_from_path(model, **load_kwargs)
-        if state.device.type == "cpu":
-            keep_trainable_on_cpu(base)
-        return base if folder is None else PeftModel.from_pretrained(base, folder, is_trainable=True)
+    load = partial(_load_policy, model, load_kwargs, peft_config is not None)
 
     def sample(dataset: Dataset, temperature: float, seed: int, n_samples: int = 1) -> list[Transcript]:
         sampling = {name: getattr(args, name) for name in ("top_p", "top_k")}
@@ -221,14 +210,7 @@ def train_rounds(
 
     output_dir = Path(args.output_dir)
     checkpoint = checkpoint_to_resume_from(args.resume_from_checkpoint, output_dir, weights_only=args.save_only_model)
-    resumed_round = None
-    if checkpoint is not None:
-        found = re.fullmatch(r"round_(\d+)", Path(checkpoint).resolve().parent.name)
-        if found is None:
-            raise BadInput(
-                f"`resume_from_checkpoint={checkpoint!r}` is no checkpoint of a round: name one in round_N."
-            )
-        resumed_round = int(found[1])
+    resumed_round = _round_of(checkpoint)
     images = train_dataset if set(IMAGE_COLUMNS) & set(train_dataset.column_names) else None
     policy = load(None)
     done = TrainedRounds(before=evaluate("before"))
@@ -283,3 +265,32 @@ def train_rounds(
     args.output_dir = str(output_dir)
     done.after = evaluate("after")
     return done
+
+
+def _check_rounds(args: CorrectionOptimizationConfig, rounds: int, samples_per_prompt: int) -> None:
+    sharded = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    if sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise BadInput("Sampling needs the whole model in each process; use DDP or ZeRO-2 instead of FSDP or ZeRO-3.")
+    if rounds < 1 or samples_per_prompt < 1:
+        raise BadInput("`rounds` and `samples_per_prompt` must be at least 1.")
+
+
+def _round_of(checkpoint: str | None) -> int | None:
+    if checkpoint is None:
+        return None
+    found = re.fullmatch(r"round_(\d+)", Path(checkpoint).resolve().parent.name)
+    if found is None:
+        raise BadInput(f"`resume_from_checkpoint={checkpoint!r}` is no checkpoint of a round: name one in round_N.")
+    return int(found[1])
+
+
+def _load_policy(
+    model: str, load_kwargs: dict[str, Any], is_adapter: bool, folder: str | None
+) -> "PreTrainedModel | PeftModel":
+    """The policy that was saved in a folder; without one, the model that the first round begins with."""
+    if folder is not None and not is_adapter:
+        return create_model_from_path(folder, **{**load_kwargs, "revision": "main"})
+    base = create_model_from_path(model, **load_kwargs)
+    if PartialState().device.type == "cpu":
+        keep_trainable_on_cpu(base)
+    return base if folder is None else PeftModel.from_pretrained(base, folder, is_trainable=True)
