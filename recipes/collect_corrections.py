@@ -80,7 +80,6 @@ def main(script_args, response_args, people_args, teacher_args, model_args):
     dataset_name = script_args.dataset_name or embedded_path("carry_addition")
     dataset = load_split(dataset_name, script_args.dataset_config, script_args.dataset_split, script_args.rows)
     rows, responses_by = with_responses(dataset, response_args, model_args, cache=output_dir)
-
     progress, limits = None, (script_args.max_failed_share, script_args.retry_unparsable)
     with CorrectionStore(script_args.correction_store or output_dir / "corrections.sqlite") as store:
         if teacher is None:
@@ -98,9 +97,10 @@ def main(script_args, response_args, people_args, teacher_args, model_args):
         folder,
         teacher="people" if teacher is None else teacher.name.rpartition(":")[2],
         responses_by=responses_by,
-        prompt=getattr(teacher, "prompt", None),
+        prompt=None if teacher is None else teacher.prompt,
         kept=None if value_function is None else kept_records(value_function, records),
         hub_dataset_id=push_to,
+        n_items=len(set(keys)),
     )
     after = {"correction_edit_ratio": result["correction_edit_ratio"]}
     config = as_dict(script_args, response_args, people_args, teacher_args)

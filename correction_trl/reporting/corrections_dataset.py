@@ -28,6 +28,7 @@ def write_dataset(
     prompt: TeacherPrompt | None = None,
     kept: Sequence[bool] | None = None,
     hub_dataset_id: str | None = None,
+    n_items: int | None = None,
 ) -> dict[str, Any]:
     """
     Write `data/corrections-HASH.parquet` (`prompt`, `response`, `correction`, ...),
@@ -49,6 +50,8 @@ def write_dataset(
             For each record, whether a verification lets it pass. By default all do.
         hub_dataset_id (`str`, *optional*):
             Where it will be pushed to.
+        n_items (`int`, *optional*):
+            How many items there were to answer; those without a record are counted as missing. By default the records.
 
     Returns:
         `dict`: `"counts"`, `"correction_edit_ratio"` (a summary with its interval) and `"examples"`.
@@ -59,16 +62,20 @@ def write_dataset(
     passed = [True] * len(records) if kept is None else kept
     usable = [r for r, good in zip(records, passed, strict=True) if r.status in (CORRECTED, UNCHANGED) and good]
     changed = [record for record in usable if record.status == CORRECTED]
-    if not usable:
-        raise BadInput("There is no correction to write: no answer is usable (see the reasons above).")
     counts = {
         "kept": len(usable),
         "corrected": len(changed),
         "unchanged": len(usable) - len(changed),
         "not_better": sum(r.status in (CORRECTED, UNCHANGED) for r in records) - len(usable),
         "unparsable": sum(r.status == UNPARSABLE for r in records),
-        "missing": sum(r.status in (FAILED, SKIPPED) for r in records),
+        "missing": sum(r.status in (FAILED, SKIPPED) for r in records) + (n_items or len(records)) - len(records),
     }
+    if not usable:
+        raise BadInput(
+            f"There is no correction to write: {counts['unparsable']} replies could not be read (asked for again only "
+            f"with `retry_unparsable`), {counts['missing']} items have no answer (asked again in the next run), and "
+            f"{counts['not_better']} corrections are not rated above their response."
+        )
     pairs = to_dataset(usable)
     configs = [{"config_name": "default", "default": True, "data_files": _write_parquet(pairs, folder, "data")}]
     if changed:

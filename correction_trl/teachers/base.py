@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..functions import Prompt, call_teacher, teacher_name, whole_characters
+from .prompting import TeacherPrompt
 from .store import CORRECTED, SKIPPED, UNCHANGED, Correction, correction_key
 
 
@@ -44,12 +45,15 @@ class Teacher:
             Version of its correction prompt, if it has one.
         sampling (`dict`):
             Its sampling parameters.
+        prompt ([`TeacherPrompt`] or `None`):
+            That prompt.
         waits_for_a_server (`bool`):
             Whether its time passes with waiting, so that a trainer can train meanwhile.
     """
 
     name = ""
     template_version = ""
+    prompt: TeacherPrompt | None = None
     waits_for_a_server = False
 
     def __init__(self):

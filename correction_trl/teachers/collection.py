@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import TeacherFailed
 from ..functions import Prompt, call_value_function
-from .base import Item, as_teacher, batches, items_of, make_items
+from .base import Item, Teacher, as_teacher, batches, items_of, make_items
 from .store import FAILED, STATUSES, UNCHANGED, UNPARSABLE, Correction, CorrectionStore
 
 
@@ -141,7 +141,7 @@ def collect(
         store.add(records)
         progress.count(records)
         say(progress)
-        _check_share(progress, max_failed_share)
+        _check_share(progress, max_failed_share, teacher)
 
     elsewhere: dict[str, Item] = {}  # claimed by another process
     seen: set[str] = set()
@@ -175,11 +175,11 @@ def collect(
         elif elsewhere:
             time.sleep(0.5)
         say(progress)
-    _check_share(progress, max_failed_share, at_the_end=True)
+    _check_share(progress, max_failed_share, teacher, at_the_end=True)
     return progress
 
 
-def _check_share(progress: Progress, max_failed_share: float, at_the_end: bool = False) -> None:
+def _check_share(progress: Progress, max_failed_share: float, teacher: Teacher, at_the_end: bool = False) -> None:
     """Too much has failed for the share to be kept at the end; or, at the beginning, next to nothing works."""
     bad = progress.without_correction
     useless = progress.asked >= _FIRST and bad > max(0.9, max_failed_share) * progress.asked
@@ -192,8 +192,20 @@ def _check_share(progress: Progress, max_failed_share: float, at_the_end: bool =
         raise TeacherFailed(
             f"{bad} of the {progress.asked} items asked have no correction, more than the share of "
             f"{max_failed_share:.0%} that is allowed; the most frequent reason ({count} times) is: {reason}. All "
-            "answers are stored; what failed is asked again when the run is started again."
+            f"answers are stored{_when_asked_again(progress, teacher)}."
         )
+
+
+def _when_asked_again(progress: Progress, teacher: Teacher) -> str:
+    """What becomes of the items without a correction in a later run, to end a sentence with."""
+    again = ""
+    if progress.statuses[FAILED]:
+        again += "; what failed is asked again when the run is started again"
+    if progress.statuses[UNPARSABLE]:
+        again += "; a reply that could not be read is asked for again only with `retry_unparsable`"
+        if teacher.prompt is not None and teacher.prompt.reply_tag:
+            again += ", and the template `plain_correction` asks a weak model for no tags"
+    return again
 
 
 class StoringTeacher:

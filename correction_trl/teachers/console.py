@@ -109,7 +109,7 @@ def print_collection(
     )
     for name, what in (
         ("not_better", "are not rated higher than the response and are left out"),
-        ("unparsable", "replies could not be read; they are kept in the store"),
+        ("unparsable", "replies could not be read; they are kept, and asked for again only with --retry_unparsable"),
         ("missing", "have no answer; they are asked again when the run is started again"),
     ):
         if counts[name]:

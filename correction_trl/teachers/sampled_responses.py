@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -84,7 +85,8 @@ def sampled_responses(
         model_args ([`~trl.ModelConfig`]):
             How the model is loaded.
         cache (`Path`):
-            Folder in which the responses are kept, under a name that depends on all of the above.
+            Folder in which the responses are kept, each with its row, so that a run with more or fewer rows has the
+            same ones.
 
     Raises:
         BadInput: If a prompt is not usable, or the model cannot be loaded.
@@ -92,22 +94,29 @@ def sampled_responses(
     check_dataset(dataset, "the dataset", teacher="any")
     sampling = {name: getattr(arguments, name) for name in ("max_completion_length", "temperature", "seed")}
     loading = {name: getattr(model_args, name) for name in ("model_revision", "dtype", "load_in_4bit")}
-    settings = json.dumps([dataset[:], model_name, sampling, loading, arguments.generation_batch_size], default=str)
-    name = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    file = cache / f"responses-{name}.parquet"
-    if file.is_file():
-        return Dataset.from_parquet(str(file))
-    print(f"Sampling {len(dataset)} responses of {public_name(model_name, 'the model')} ...")
-    responses = _sample(dataset, model_name, arguments, model_args)
-    dataset = dataset.add_column("response", responses)
-    unfinished = file.with_suffix(".tmp")
-    dataset.to_parquet(unfinished)
-    os.replace(unfinished, file)
-    return Dataset.from_parquet(str(file))
+    file = cache / f"responses-{_digest([model_name, sampling, loading])}.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    # By the rule of seeds, a response depends on the place of its row and not on the rows beside it
+    keys = [_digest([place, row["prompt"], chat_template_kwargs(row)]) for place, row in enumerate(dataset)]
+    missing = [place for place, key in enumerate(keys) if key not in kept]
+    if missing:
+        print(f"Sampling {len(missing)} responses of {public_name(model_name, 'the model')} ...")
+        responses = _sample(dataset, missing, model_name, arguments, model_args)
+        kept |= {keys[place]: response for place, response in zip(missing, responses, strict=True)}
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(kept), encoding="utf-8")
+        os.replace(unfinished, file)
+    return dataset.add_column("response", [kept[key] for key in keys])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
-def _sample(dataset: Dataset, model_name: str, arguments: ResponseArguments, model_args: ModelConfig) -> list[str]:
+def _sample(
+    dataset: Dataset, places: list[int], model_name: str, arguments: ResponseArguments, model_args: ModelConfig
+) -> list[str]:
     quantization = get_quantization_config(model_args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -123,7 +132,8 @@ def _sample(dataset: Dataset, model_name: str, arguments: ResponseArguments, mod
     except (OSError, ValueError) as error:
         raise BadInput(f"The model {model_name!r} cannot be loaded ({str(error).splitlines()[0]}).") from None
     check_tokenizer(tokenizer, conversational=not isinstance(dataset[0]["prompt"], str))
-    prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in dataset]
+    rows = dataset.select(places)
+    prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in rows]
     sampler = Sampler(
         model,
         tokenizer,
@@ -132,4 +142,4 @@ def _sample(dataset: Dataset, model_name: str, arguments: ResponseArguments, mod
         batch_size=arguments.generation_batch_size,
         seed=arguments.seed,
     )
-    return sampler(prompt_ids, numbered(range(len(prompt_ids)))).texts
+    return sampler(prompt_ids, numbered(places)).texts

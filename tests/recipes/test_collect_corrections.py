@@ -94,11 +94,51 @@ def test_no_arguments_sample_correct_and_leave_a_dataset(collect, capsys):
     assert len(load_dataset(str(out / "dataset"), split="train")) == 48
 
 
+def test_fewer_rows_or_more_have_the_same_responses_and_nothing_is_asked_twice(collect, capsys):
+    keys = {}
+    for rows in (40, 12, 1, 48):
+        out = collect("--rows", str(rows))
+        pairs = load_dataset("parquet", data_files=str(out / "dataset" / "data" / "*.parquet"), split="train")
+        keys[rows] = pairs["key"][:]
+        asked, printed = {40: 40, 48: 8}.get(rows, 0), capsys.readouterr().out
+        assert f"{rows}/{rows} done" in printed
+        assert (f"{rows - asked} of them from the store" in printed) == (asked < rows)
+        assert (f"Sampling {asked} responses" in printed) == (asked > 0)
+    assert keys[12] == keys[40][:12] and keys[1] == keys[40][:1] and keys[48][:40] == keys[40]
+
+
+def test_replies_that_cannot_be_read_are_asked_for_again_only_on_request(collect, responses, capsys):
+    few = ["--dataset_name", responses, "--rows", "5"]
+    with running(faults="wrong_format", share=1.0, stubborn=1.0) as server:
+        with pytest.raises(SystemExit) as stopped:
+            collect(*few, *by_server(server))
+        message = str(stopped.value)
+        assert "items asked have no correction" in message and "only with `retry_unparsable`" in message
+        assert "when the run is started again" not in message and "`plain_correction`" in message
+        with pytest.raises(
+            SystemExit, match="5 replies could not be read .asked for again only with `retry_unparsable`"
+        ):
+            collect(*few, *by_server(server, "--max_failed_share", "1"))
+        # The template without tags can read them all
+        out = collect(*few, *by_server(server, "--teacher_template", "plain_correction"))
+    capsys.readouterr()
+    metrics = json.loads((out / "dataset" / "metrics.json").read_text())
+    assert metrics["counts"] == {
+        "kept": 5, "corrected": 5, "unchanged": 0, "not_better": 0, "unparsable": 0, "missing": 0,
+    }  # fmt: skip
+    with running() as server:
+        with pytest.raises(SystemExit, match="no correction to write: 5 replies could not be read"):  # asked nothing
+            collect(*few, *by_server(server))
+        assert not server.stats()["asked"]
+        collect(*few, *by_server(server, "--retry_unparsable", "true"))
+        assert len(server.stats()["asked"]) == 5
+
+
 def test_a_server_that_misbehaves_costs_what_it_costs_and_the_run_ends_with_a_summary(
     collect, responses, capsys, monkeypatch
 ):
     monkeypatch.setenv("TEACHER_API_KEY", KEY)
-    with running(faults=",".join(FAULTS), share=0.1, stubborn=0.5, echo_key=1) as server:
+    with running(faults=",".join(FAULTS), share=0.1, stubborn=0.5) as server:
         price = ["--teacher_price_in", "2", "--teacher_price_out", "8", "--teacher_retries", "2"]
         out = collect("--dataset_name", responses, "--max_failed_share", "0.6", *by_server(server, *price))
     lost = sum(plan(i, list(FAULTS), 0.1, 0.5)[1] > 2 for i in range(40))
@@ -179,7 +219,7 @@ def test_people_with_a_tool_of_their_own_get_the_items_and_bring_the_answers(col
     assert pairs["correction"][:] == [f"right {i}" for i in range(10)] and set(pairs["teacher"]) == {"human"}
 
 
-def test_the_page_is_opened_for_people(collect, responses, monkeypatch):
+def test_the_page_is_opened_for_people(collect, responses, monkeypatch, capsys):
     import correction_trl.teachers.human as human
 
     def somebody(store, items, port, open_browser):
@@ -190,6 +230,8 @@ def test_the_page_is_opened_for_people(collect, responses, monkeypatch):
     monkeypatch.setattr(human, "ask_people", somebody)
     out = collect("--teacher", "human", "--dataset_name", responses, "--port", "7000", "--open_browser", "false")
     assert load_dataset(str(out / "dataset"), split="train")["prompt"][:] == ["item 3"]
+    assert "39 have no answer; they are asked again" in capsys.readouterr().out
+    assert "| left out: not answered, or passed | 39 |" in (out / "dataset" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
