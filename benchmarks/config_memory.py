@@ -106,10 +106,11 @@ def make_trainer(name: str, args, model, tokenizer, n_words: int, tiny: bool):
         args.instruction = words(48, 0, n_words)
         return SCoReTrainer(model, value, args, train_dataset=Dataset.from_dict({"prompt": prompts}), **common)
     if method == "corrector_sft":
-        args.samples_per_prompt, args.exploration_steps, args.feedback_function = 4, 0, None
-        return CorrectorSFTTrainer(
-            model, args, train_dataset=Dataset.from_dict({"prompt": prompts[:16]}), value_function=value, **common
-        )
+        # What a random model samples never ends, so it is no target; what is learned from is given
+        given = [[words(args.max_completion_length - 1, 4 * i + k, n_words) for k in range(4)] for i in range(16)]
+        rows = Dataset.from_dict({"prompt": prompts[:16], "generations": given})
+        args.exploration_steps = 1
+        return CorrectorSFTTrainer(model, args, train_dataset=rows, value_function=value, **common)
     responses = [words(args.max_completion_length - 1, n_rows + i, n_words) for i in range(n_rows)]
     pairs = {"prompt": prompts, "response": responses, "correction": teacher(prompts, responses)}
     return CorrectionOptimizationTrainer(model, args, train_dataset=Dataset.from_dict(pairs), **common)
