@@ -170,35 +170,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             args = CorrectorSFTConfig(f"{model_name.split('/')[-1]}-corrector-sft")
 
         # Everything that can be wrong with the data is said before a model is loaded.
-        if train_dataset is None:
-            raise BadInput("`train_dataset` is required: prompts, and what the value function needs.")
-        if not isinstance(train_dataset, Dataset):
-            raise BadInput("A corrector needs a map-style dataset; load it with `streaming=False`.")
-        if not callable(value_function):
-            raise BadInput("`value_function` is required: a function that rates responses, not a model id.")
-        if feedback_function is not None and not callable(feedback_function):
-            raise BadInput("`feedback_function` must be a function that returns one text per response.")
-        check_dataset(train_dataset, "train_dataset", value_function)
-        columns = train_dataset.column_names
-        if args.gold_column is not None and args.gold_column not in columns:
-            raise BadInput(f"`gold_column={args.gold_column!r}` is no column; there are {', '.join(columns)}.")
-        for setting, function in (("value_function", value_function), ("feedback_function", feedback_function)):
-            if function is not None:
-                _check_arguments(setting, function, columns)
-        self._has_generations = "generations" in columns
-        if self._has_generations and (generator is not None or args.evolving_generator):
-            raise BadInput(
-                "The dataset brings its `generations`; drop that column, or `generator` and `evolving_generator`."
-            )
-        if generator is not None and args.evolving_generator:
-            raise BadInput("With `evolving_generator` the model itself is the generator; drop `generator`.")
-        if not (args.samples_per_prompt or self._has_generations or args.gold_column or args.initial_pool):
-            raise BadInput("There is nothing to learn from: set `samples_per_prompt` or `gold_column`.")
-        if {"image", "images"} & set(columns):
-            raise BadInput("A corrector reads text; drop the column with images.")
-        if args.accelerator_config.split_batches:
-            raise BadInput("`split_batches` is not supported: every process draws its own share of the pairs.")
-
+        _check_inputs(args, train_dataset, value_function, feedback_function, generator)
+        self._has_generations = "generations" in train_dataset.column_names
         self.value_function, self.feedback_function = value_function, feedback_function
         self._generator, self._generator_tokenizer = generator, generator_processing_class
         self._quantization_config = quantization_config
@@ -607,6 +580,43 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.pool.load(Path(checkpoint) / POOL_FILE)
+
+
+def _check_inputs(
+    args: CorrectorSFTConfig,
+    train_dataset: Dataset | None,
+    value_function: Callable | None,
+    feedback_function: Callable | None,
+    generator: str | PreTrainedModel | None,
+) -> None:
+    if train_dataset is None:
+        raise BadInput("`train_dataset` is required: prompts, and what the value function needs.")
+    if not isinstance(train_dataset, Dataset):
+        raise BadInput("A corrector needs a map-style dataset; load it with `streaming=False`.")
+    if not callable(value_function):
+        raise BadInput("`value_function` is required: a function that rates responses, not a model id.")
+    if feedback_function is not None and not callable(feedback_function):
+        raise BadInput("`feedback_function` must be a function that returns one text per response.")
+    check_dataset(train_dataset, "train_dataset", value_function)
+    columns = train_dataset.column_names
+    if args.gold_column is not None and args.gold_column not in columns:
+        raise BadInput(f"`gold_column={args.gold_column!r}` is no column; there are {', '.join(columns)}.")
+    for setting, function in (("value_function", value_function), ("feedback_function", feedback_function)):
+        if function is not None:
+            _check_arguments(setting, function, columns)
+    has_generations = "generations" in columns
+    if has_generations and (generator is not None or args.evolving_generator):
+        raise BadInput(
+            "The dataset brings its `generations`; drop that column, or `generator` and `evolving_generator`."
+        )
+    if generator is not None and args.evolving_generator:
+        raise BadInput("With `evolving_generator` the model itself is the generator; drop `generator`.")
+    if not (args.samples_per_prompt or has_generations or args.gold_column or args.initial_pool):
+        raise BadInput("There is nothing to learn from: set `samples_per_prompt` or `gold_column`.")
+    if {"image", "images"} & set(columns):
+        raise BadInput("A corrector reads text; drop the column with images.")
+    if args.accelerator_config.split_batches:
+        raise BadInput("`split_batches` is not supported: every process draws its own share of the pairs.")
 
 
 def _check_arguments(setting: str, function: Callable, columns: list[str]) -> None:

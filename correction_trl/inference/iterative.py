@@ -127,59 +127,78 @@ def correct_iteratively(
     corrector_prompt = CorrectorPrompt(tokenizer, stop_ids, conversational, message_template, chat_template_kwargs)
     max_length = max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    prompt_ids, response_ids, traces = [], [], []
-    for prompt, response in zip(prompts, responses, strict=True):
-        text, ids = tokenize_prompt(tokenizer, prompt, **(chat_template_kwargs or {}))
-        prompt_ids.append(ids)
-        response_ids.append(encode_completion(tokenizer, prompt, text, ids, response, end_of_turn))
-        traces.append(Trace(responses=[response], tokens=[len(response_ids[-1])], replies=1))
+    batch = _Batch(tokenizer, prompts, responses, columns, end_of_turn, chat_template_kwargs)
 
-    def ask(call: Callable, function: Callable, rows: list[int], what: str) -> list:
-        of_rows = {key: [column[i] for i in rows] for key, column in (columns or {}).items()}
-        texts = [traces[i].responses[-1] for i in rows]
-        found, problems = call(function, [prompts[i] for i in rows], texts, of_rows)
+    for correction in range(max_corrections):
+        if value_function is not None:
+            values = batch.ask(try_value_function, value_function, "value")
+            batch.stop([value is not None and value >= correct_threshold for value in values], "good value")
+        feedback = dict.fromkeys(batch.open)
+        if feedback_function is not None:
+            texts = batch.ask(try_feedback_function, feedback_function, "feedback")
+            feedback = dict(zip(batch.open, texts, strict=True))
+            if stop_without_feedback:
+                batch.stop([not text for text in texts], "no feedback")
+        inputs = {i: corrector_prompt(batch.prompt_ids[i], batch.response_ids[i], feedback[i]) for i in batch.open}
+        if max_length is not None:
+            room = max_length - max_completion_length
+            batch.stop([len(ids) > room for ids in inputs.values()], "too long")
+        rows = batch.open
+        if not rows:
+            break
+        found = sampler([inputs[i] for i in rows], [(names[i], correction) for i in rows])
+        if stop_when_unchanged:
+            last = [batch.traces[i].responses[-1] for i in rows]
+            batch.stop([text == before for text, before in zip(found.texts, last, strict=True)], "unchanged")
+        for i, ids, text, cut_off in zip(rows, found.ids, found.texts, found.cut_off, strict=True):
+            batch.add(i, corrector_prompt.message(feedback[i]), ids, text, cut_off)
+    batch.stop([True] * len(batch.open), "max corrections")
+    return batch.traces
+
+
+class _Batch:
+    """Responses that are corrected again and again, and what became of them."""
+
+    def __init__(self, tokenizer, prompts, responses, columns, end_of_turn, chat_template_kwargs):
+        self.prompts, self.columns = prompts, columns or {}
+        self.prompt_ids: list[list[int]] = []
+        self.response_ids: list[list[int]] = []  # of the last responses
+        self.traces: list[Trace] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            text, ids = tokenize_prompt(tokenizer, prompt, **(chat_template_kwargs or {}))
+            self.prompt_ids.append(ids)
+            self.response_ids.append(encode_completion(tokenizer, prompt, text, ids, response, end_of_turn))
+            self.traces.append(Trace(responses=[response], tokens=[len(self.response_ids[-1])], replies=1))
+
+    @property
+    def open(self) -> list[int]:
+        """Rows that are corrected further."""
+        return [i for i, trace in enumerate(self.traces) if not trace.stop]
+
+    def ask(self, call: Callable, function: Callable, what: str) -> list:
+        """What a function of the user says about the last responses of the open rows; `None` where it fails."""
+        rows = self.open
+        of_rows = {key: [column[i] for i in rows] for key, column in self.columns.items()}
+        texts = [self.traces[i].responses[-1] for i in rows]
+        found, problems = call(function, [self.prompts[i] for i in rows], texts, of_rows)
         if problems:
             warnings.warn(f"{len(problems)} of {len(rows)} responses got no {what}: {problems[0]}", stacklevel=3)
         return found
 
-    for correction in range(max_corrections):
-        open_rows = [i for i, trace in enumerate(traces) if not trace.stop]
-        if value_function is not None:
-            for i, value in zip(open_rows, ask(try_value_function, value_function, open_rows, "value"), strict=True):
-                if value is not None and value >= correct_threshold:
-                    traces[i].stop = "good value"
-            open_rows = [i for i in open_rows if not traces[i].stop]
-        feedback = dict.fromkeys(open_rows)
-        if feedback_function is not None:
-            feedback = dict(
-                zip(open_rows, ask(try_feedback_function, feedback_function, open_rows, "feedback"), strict=True)
-            )
-        inputs = {}
-        for i in open_rows:
-            inputs[i] = corrector_prompt(prompt_ids[i], response_ids[i], feedback[i])
-            if stop_without_feedback and not feedback[i]:
-                traces[i].stop = "no feedback"
-            elif max_length is not None and len(inputs[i]) + max_completion_length > max_length:
-                traces[i].stop = "too long"
-        open_rows = [i for i in open_rows if not traces[i].stop]
-        if not open_rows:
-            break
-        drawn_as = [(names[i], correction) for i in open_rows]
-        found = sampler([inputs[i] for i in open_rows], drawn_as)
-        for i, ids, text, cut_off in zip(open_rows, found.ids, found.texts, found.cut_off, strict=True):
-            trace = traces[i]
-            said = [("assistant", trace.responses[-1]), ("user", corrector_prompt.message(feedback[i]))]
-            before = [{"role": "user", "content": prompts[i]}] if isinstance(prompts[i], str) else list(prompts[i])
-            trace.conversations.append(
-                [*before, *({"role": role, "content": content} for role, content in [*said, ("assistant", text)])]
-            )
-            if stop_when_unchanged and text == trace.responses[-1]:
-                trace.stop = "unchanged"
-            trace.responses.append(text)
-            trace.tokens.append(len(ids))
-            trace.replies += 1
-            trace.cut_off += cut_off
-            response_ids[i] = ids
-    for trace in traces:
-        trace.stop = trace.stop or "max corrections"
-    return traces
+    def stop(self, where: list[bool], reason: str) -> None:
+        """Close those of the open rows where this is true."""
+        for i, stops in zip(self.open, where, strict=True):
+            if stops:
+                self.traces[i].stop = reason
+
+    def add(self, i: int, message: str, ids: list[int], text: str, cut_off: bool) -> None:
+        """A correction, and what was said for it."""
+        prompt, trace = self.prompts[i], self.traces[i]
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        said = [("assistant", trace.responses[-1]), ("user", message), ("assistant", text)]
+        trace.conversations.append([*before, *({"role": role, "content": content} for role, content in said)])
+        trace.responses.append(text)
+        trace.tokens.append(len(ids))
+        trace.replies += 1
+        trace.cut_off += cut_off
+        self.response_ids[i] = ids
