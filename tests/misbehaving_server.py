@@ -81,7 +81,7 @@ class Server:
         finally:
             self.at_once -= 1
         text = f"Let me see.\n<corrected_response>\nright {item}\n</corrected_response>"
-        if options.echo_key:
+        if options.echo_key and item % options.echo_key == 0:
             text = text.replace("right", f"{' '.join(self.authorizations)} right")
         answer = {
             "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
@@ -161,5 +161,5 @@ if __name__ == "__main__":
     parser.add_argument("--retry_after", default="0.2", help="What 429 asks for.")
     parser.add_argument("--status", type=int, default=0, help="Answer everything with this status.")
     parser.add_argument("--code", default="", help="Error code that goes with it.")
-    parser.add_argument("--echo_key", type=int, default=0, help="Put the key that was sent into the reply.")
+    parser.add_argument("--echo_key", type=int, default=0, help="Put the key into the reply of every n-th item.")
     asyncio.run(serve(parser.parse_args()))

@@ -85,7 +85,7 @@ def test_lora_adapter(launch):
     [
         ("--dataset_name missing.jsonl --reward_funcs correction_trl.carry_addition:exact_match", "no such dataset"),
         ("--reward_funcs nowhere:function", "nowhere"),
-        ("--resume_from_checkpoint nowhere", "is no checkpoint"),
+        ("--resume_from_checkpoint nowhere", "cannot be resumed from: there is no such folder"),
         ("--alpah 3", "alpah"),
         ("--stage 4", "stage"),
         (
