@@ -127,7 +127,7 @@ def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[
 
 
 def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str]) -> tuple:
-    config_file = _take_config(argv)
+    config_file = _take_config(argv, default_config.parent)
     if config_file is None and not any(argument.startswith("--model_name_or_path") for argument in argv):
         config_file = default_config
     # Without abbreviations: a mistyped `--learning_rat` must not set the learning rate
@@ -150,8 +150,11 @@ def _parse(dataclass_types: Sequence[type], default_config: Path, argv: list[str
     return tuple(parts)
 
 
-def _take_config(argv: list[str]) -> Path | None:
-    """The file of `--config FILE` or `--config=FILE`, which is taken out of the arguments."""
+def _take_config(argv: list[str], shipped: Path) -> Path | None:
+    """
+    The file of `--config FILE` or `--config=FILE`, which is taken out of the arguments. A bare name that is no file
+    here is one of the folder `shipped`: `--config qlora_24gb`.
+    """
     for i, argument in enumerate(argv):
         name, equals, file = argument.partition("=")
         if name == "--config":
@@ -159,7 +162,8 @@ def _take_config(argv: list[str]) -> Path | None:
             if not file or file.startswith("--"):
                 raise ValueError("`--config` needs the name of a YAML file.")
             del argv[i : i + (1 if equals else 2)]
-            return Path(file)
+            named = shipped / f"{file}.yaml"
+            return named if Path(file).name == file and not Path(file).exists() and named.is_file() else Path(file)
     return None
 
 
