@@ -79,6 +79,7 @@ def main(script_args, teacher_args, training_args, model_args):
             temperature=script_args.evaluation_temperature,
             batch_size=training_args.per_device_eval_batch_size,
             seed=training_args.seed,
+            rollouts=trainer.rollouts,
         )
 
     before = job.evaluate(trainer, "before", evaluation)

@@ -6,6 +6,7 @@ from trl import DPOConfig
 
 from ..errors import BadInput
 from ..policy.micro_batches import read_max_tokens
+from ..policy.rollout import ROLLOUT, ROLLOUT_WEIGHTS, check_rollout_settings
 from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
@@ -111,8 +112,16 @@ class CorrectionOptimizationConfig(DPOConfig):
             Number of most likely tokens to sample from; `0`: all.
         generation_kwargs (`dict`, *optional*):
             Further arguments of [`~transformers.GenerationConfig`], such as `min_p` (or vLLM's sampling parameters).
+        rollout (`str`, *optional*, defaults to `"auto"`):
+            How responses are sampled: `"eager"` (transformers' `generate`), `"compiled"` (a static key-value cache and
+            decoding steps captured in CUDA graphs), `"vllm"`, or `"auto"`: `"compiled"` on CUDA where the model's
+            attention allows it. See docs/performance.md.
+        rollout_weights (`str`, *optional*, defaults to `"auto"`):
+            With captured steps, the weights that are sampled from: `"as_trained"`, `"dequantized"` (a 16-bit copy of
+            4-bit layers, with the adapter beside it: the same distribution), `"merged"` (a copy with the adapter
+            merged in: faster, but rounded), or `"auto"`: `"dequantized"` where the memory allows it.
         generation_batch_size (`int`, *optional*):
-            Most prompts in one call of `generate`; by default all those of an update (times `max_staleness + 1`).
+            Most prompts at a time; by default all those of an update (times `max_staleness + 1`).
         max_staleness (`int`, *optional*, defaults to `0`):
             Most updates by which a response may lag behind the policy that it trains. `0`: every response is sampled
             from the current policy; k: responses for k + 1 updates are sampled at once.
@@ -205,8 +214,13 @@ class CorrectionOptimizationConfig(DPOConfig):
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further generation arguments."}
     )
+    rollout: str = field(default="auto", metadata={"help": "How responses are sampled.", "choices": list(ROLLOUT)})
+    rollout_weights: str = field(
+        default="auto",
+        metadata={"help": "Weights that captured steps sample from.", "choices": list(ROLLOUT_WEIGHTS)},
+    )
     generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Most prompts in one call of `generate`; by default all of them."}
+        default=None, metadata={"help": "Most prompts sampled at a time; by default all of them."}
     )
     max_staleness: int = field(
         default=0, metadata={"help": "Most updates by which a response may lag behind the policy."}
@@ -255,6 +269,7 @@ class CorrectionOptimizationConfig(DPOConfig):
         # A YAML `true` and the command line's "true" mean the same
         self.shared_prefix = {"true": True, "false": False, "auto": "auto"}.get(str(self.shared_prefix).lower())
         self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
+        check_rollout_settings(self)
         self._check()
         loss_type = self.loss_type
         super().__post_init__()

@@ -51,6 +51,7 @@ from ..policy.attention import unsupported_reason
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, decode, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
@@ -514,6 +515,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
 
     def _set_up_generation(self):
         args = self.args
+        self.rollouts = Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size)
         self._sampler = self._make_sampler(args.max_completion_length, args.temperature)
         self._vllm = None
         if args.use_vllm and self.teacher is not None:
@@ -541,9 +543,9 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             args.top_p,
             args.top_k,
             args.generation_kwargs,
-            batch_size=args.generation_batch_size,
             seed=args.seed,
             trainer=self,
+            engine=self.rollouts,
         )
 
     def _start_vllm(self):
@@ -658,7 +660,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
     def _pairs(self, rollout: _Rollout, answer: tuple[list[str | None], float], mode: str) -> list[dict[str, Any]]:
         """Examples for the collator."""
         corrections, teacher_seconds = answer
-        self._count(mode, {"time/generation": rollout.seconds, "time/teacher": teacher_seconds}, count=1)
+        seconds = {"time/generation": rollout.seconds, "time/teacher": teacher_seconds}
+        self._count(mode, seconds | self.rollouts.pop_metrics(), count=1)
         rows, columns, rendered = rollout.rows, rollout.columns, rollout.rendered
         response_ids, responses = rollout.response_ids, rollout.responses
         prompts = [row["prompt"] for row in rows]

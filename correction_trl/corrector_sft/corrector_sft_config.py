@@ -5,6 +5,7 @@ from trl import SFTConfig
 
 from ..errors import BadInput
 from ..policy.micro_batches import read_max_tokens
+from ..policy.rollout import ROLLOUT, ROLLOUT_WEIGHTS, check_rollout_settings
 
 
 # Settings of SFTConfig that the corrector's trainer does not read. Setting one is an error, not a silent no-op.
@@ -105,8 +106,16 @@ class CorrectorSFTConfig(SFTConfig):
             length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
             they are cut. `"auto"`: as many as the GPU's memory takes, tried once on the longest rows; on a CPU, and
             with `None`, forwards of `per_device_train_batch_size` rows.
+        rollout (`str`, *optional*, defaults to `"auto"`):
+            How responses are sampled: `"eager"` (transformers' `generate`), `"compiled"` (a static key-value cache and
+            decoding steps captured in CUDA graphs), or `"auto"`: `"compiled"` on CUDA where the model's
+            attention allows it. See docs/performance.md.
+        rollout_weights (`str`, *optional*, defaults to `"auto"`):
+            With captured steps, the weights that are sampled from: `"as_trained"`, `"dequantized"` (a 16-bit copy of
+            4-bit layers, with the adapter beside it: the same distribution), `"merged"` (a copy with the adapter
+            merged in: faster, but rounded), or `"auto"`: `"dequantized"` where the memory allows it.
         generation_batch_size (`int`, *optional*, defaults to `64`):
-            Prompts in one call of `generate`.
+            Most prompts sampled at a time.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
             DeepSpeed ZeRO-3: gather the weights for generation.
     """
@@ -189,7 +198,12 @@ class CorrectorSFTConfig(SFTConfig):
     max_tokens_per_micro_batch: str | None = field(
         default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
     )
-    generation_batch_size: int = field(default=64, metadata={"help": "Prompts in one call of `generate`."})
+    rollout: str = field(default="auto", metadata={"help": "How responses are sampled.", "choices": list(ROLLOUT)})
+    rollout_weights: str = field(
+        default="auto",
+        metadata={"help": "Weights that captured steps sample from.", "choices": list(ROLLOUT_WEIGHTS)},
+    )
+    generation_batch_size: int = field(default=64, metadata={"help": "Most prompts sampled at a time."})
     ds3_gather_for_generation: bool = field(
         default=True, metadata={"help": "DeepSpeed ZeRO-3: gather the weights for generation."}
     )
@@ -199,6 +213,7 @@ class CorrectorSFTConfig(SFTConfig):
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise BadInput(f"`{name}` has no meaning for training a corrector; remove it: {remedy}.")
         self.max_tokens_per_micro_batch = read_max_tokens(self.max_tokens_per_micro_batch)
+        check_rollout_settings(self)
         self._check()
         super().__post_init__()
         if self.eval_strategy != "no":

@@ -35,6 +35,7 @@ from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .corrector_sft_config import CorrectorSFTConfig
@@ -275,9 +276,9 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             args.top_p,
             args.top_k,
             args.generation_kwargs,
-            batch_size=args.generation_batch_size,
             seed=args.seed,
             trainer=trainer,
+            engine=Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size),
         )
 
     def _names(self, what: str, numbers: list[int]) -> list[tuple]:
@@ -443,6 +444,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         metrics = self._metrics["train"]
         for name, value in self.pool.statistics().items():
             metrics[f"pool/{name}"].append(value)
+        for name, share in self._sampler.engine.pop_metrics().items():
+            metrics[name].append(share)
         metrics["time/exploration"].append(time.perf_counter() - began)
 
     def _restart(self):
@@ -539,6 +542,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
                 "seed": args.seed,
                 "correct_threshold": args.correct_threshold,
                 "chat_template_kwargs": args.chat_template_kwargs,
+                "rollouts": self._sampler.engine,
                 **kwargs,
             },
         )

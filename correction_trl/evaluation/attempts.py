@@ -13,6 +13,7 @@ from ..inference.answers import whole_text
 from ..inference.strategy import Trace
 from ..policy.attempts import FollowUp
 from ..policy.generation import Sampler
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, judge_traces, summarize_records
 
@@ -35,6 +36,7 @@ def evaluate_attempts(
     template_kwargs: dict[str, Any] | None = None,
     top_p: float = 1.0,
     top_k: int = 0,
+    rollouts: Rollouts | None = None,
 ) -> Evaluation:
     """
     Evaluate a policy that is asked to correct itself: the problem, its attempt, the instruction, its next attempt, and
@@ -79,6 +81,8 @@ def evaluate_attempts(
             Arguments of the chat template for all rows; a row's own come first.
         top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
             Where attempts are sampled: nucleus sampling, and the most likely tokens to sample from (0: all).
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How responses are sampled; by default the fastest way that the model and the device allow.
 
     Returns:
         [`Evaluation`].
@@ -99,7 +103,8 @@ def evaluate_attempts(
         raise BadInput(f"`samples={samples}` greedy samples are all the same; set a `temperature`, or one sample.")
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
-    sampler = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
+    rollouts = rollouts or Rollouts()
+    sampler = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=rollouts)
     follow_ups: dict[str, FollowUp] = {}
     records = []
     rows = share_of_process(range(len(dataset)))
@@ -114,21 +119,22 @@ def evaluate_attempts(
     conversations = sorted(
         ((row, sample) for row in rows for sample in range(samples)), key=lambda c: len(prompts[c[0]][0])
     )
-    for start in range(0, len(conversations), batch_size):
-        batch = conversations[start : start + batch_size]
+    with rollouts.hold():
+        for start in range(0, len(conversations), batch_size):
+            batch = conversations[start : start + batch_size]
 
-        def next_turn(turn, attempt_ids, batch=batch):
-            return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
+            def next_turn(turn, attempt_ids, batch=batch):
+                return [prompts[row][1](ids, instruction) for (row, _), ids in zip(batch, attempt_ids, strict=True)]
 
-        turns, _ = sampler.attempts([prompts[row][0] for row, _ in batch], next_turn, n_turns, names=batch)
-        traces = {
-            key: Trace(
-                responses=[attempts.texts[i] for attempts in turns],
-                tokens=[len(attempts.ids[i]) for attempts in turns],
-                replies=n_turns,
-                cut_off=sum(attempts.cut_off[i] for attempts in turns),
-            )
-            for i, key in enumerate(batch)
-        }
-        records += judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
+            turns, _ = sampler.attempts([prompts[row][0] for row, _ in batch], next_turn, n_turns, names=batch)
+            traces = {
+                key: Trace(
+                    responses=[attempts.texts[i] for attempts in turns],
+                    tokens=[len(attempts.ids[i]) for attempts in turns],
+                    replies=n_turns,
+                    cut_off=sum(attempts.cut_off[i] for attempts in turns),
+                )
+                for i, key in enumerate(batch)
+            }
+            records += judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
     return summarize_records(dataset, records, n_examples, n_turns)

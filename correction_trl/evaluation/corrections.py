@@ -19,6 +19,7 @@ from ..data_utils import (
 )
 from ..functions import call_teacher, call_value_function
 from ..policy.generation import Sampler, policy_for_generation
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
 from .evaluate import Evaluation
 from .metrics import edit_ratio, is_rate, summarize
@@ -38,6 +39,7 @@ def evaluate_corrections(
     n_examples: int = 8,
     top_p: float = 1.0,
     top_k: int = 0,
+    rollouts: Rollouts | None = None,
 ) -> Evaluation:
     """
     Evaluate a policy on held-out prompts.
@@ -73,6 +75,8 @@ def evaluate_corrections(
             How many examples to keep.
         top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
             Of the sampled responses: nucleus sampling, and the most likely tokens to sample from (0: all).
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How responses are sampled; by default the fastest way that the model and the device allow.
 
     Returns:
         [`Evaluation`].
@@ -83,8 +87,9 @@ def evaluate_corrections(
     check_dataset(dataset, "the evaluation dataset", teacher or value_function)
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
-    greedy = Sampler(model, tokenizer, max_completion_length, temperature=0)
-    sampled = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
+    rollouts = rollouts or Rollouts()
+    greedy = Sampler(model, tokenizer, max_completion_length, temperature=0, engine=rollouts)
+    sampled = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=rollouts)
     end_of_turn = end_of_turn_token_id(tokenizer, sampled.stop_ids, conversational)
 
     records = []

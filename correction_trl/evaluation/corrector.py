@@ -11,6 +11,7 @@ from ..data_utils import NOT_FOR_THE_TEACHER, check_dataset, share_of_process
 from ..inference.iterative import correct_iteratively
 from ..inference.strategy import Trace
 from ..policy.generation import Sampler
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, evaluate_traces
 
@@ -35,6 +36,7 @@ def evaluate_corrector(
     chat_template_kwargs: dict[str, Any] | None = None,
     top_p: float = 1.0,
     top_k: int = 0,
+    rollouts: Rollouts | None = None,
 ) -> Evaluation:
     """
     The generator answers, and the corrector corrects that up to `max_corrections` times.
@@ -81,6 +83,9 @@ def evaluate_corrector(
             Passed to the chat templates.
         top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
             Of the first responses, where they are sampled.
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How the corrector is sampled, and with the same settings the generator; by default the fastest way that the
+            models and the device allow.
 
     Returns:
         [`~correction_trl.evaluation.Evaluation`].
@@ -90,7 +95,11 @@ def evaluate_corrector(
     """
     check_dataset(dataset, "the evaluation dataset", value_function)
     check_tokenizer(generator_tokenizer, not isinstance(dataset[0]["prompt"], str))
-    sampler = Sampler(generator, generator_tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed)
+    rollouts = rollouts or Rollouts()
+    engine = rollouts if generator is corrector else Rollouts(rollouts.rollout, rollouts.weights)
+    sampler = Sampler(
+        generator, generator_tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=engine
+    )
     kwargs = chat_template_kwargs or {}
     traces: dict[tuple[int, int], Trace] = {}
     rows = share_of_process(range(len(dataset)))
@@ -113,6 +122,7 @@ def evaluate_corrector(
             max_completion_length=max_completion_length,
             batch_size=batch_size,
             chat_template_kwargs=chat_template_kwargs,
+            rollouts=rollouts,
         )
         for row, trace in zip(numbers, corrected, strict=True):
             # What is not corrected any further stays as it is, so that every evaluation has the same keys

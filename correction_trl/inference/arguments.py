@@ -16,6 +16,7 @@ from trl import ModelConfig
 from ..errors import BadInput
 from ..functions import import_function
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
+from ..policy.rollout import ROLLOUT_WEIGHTS, Rollouts
 from ._controls import best_of_n, resample, self_consistency
 from ._gated_revision import ask_whether_right, gated_revision, samples_agree
 from ._intrinsic import intrinsic
@@ -74,6 +75,13 @@ class InferenceArguments:
     max_completion_length: int = field(default=256, metadata={"help": "Most tokens of a reply."})
     batch_size: int = field(default=64, metadata={"help": "Conversations per batch of a local model."})
     seed: int = field(default=0, metadata={"help": "Of the samples."})
+    rollout: str = field(
+        default="auto", metadata={"help": "How a local model is sampled.", "choices": ["auto", "eager", "compiled"]}
+    )
+    rollout_weights: str = field(
+        default="auto",
+        metadata={"help": "Weights that captured steps sample from.", "choices": list(ROLLOUT_WEIGHTS)},
+    )
     server_base_url: str | None = field(
         default=None,
         metadata={"help": "Address of an OpenAI-compatible server; the models' names are then the server's."},
@@ -192,6 +200,7 @@ def make_chat(arguments: InferenceArguments, model: str, model_args: ModelConfig
         seed=arguments.seed,
         top_p=arguments.top_p,
         top_k=arguments.top_k,
+        rollouts=Rollouts(arguments.rollout, arguments.rollout_weights, resident=True),
         **limits,
     )
 
@@ -210,6 +219,7 @@ def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, devic
         seed=arguments.seed,
         top_p=arguments.top_p,
         top_k=arguments.top_k,
+        rollouts=Rollouts(arguments.rollout, arguments.rollout_weights, resident=True),
     )
 
 

@@ -17,6 +17,7 @@ from ..errors import BadInput
 from ..functions import Prompt
 from ..policy.attempts import FollowUp
 from ..policy.generation import Sampler
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, stop_token_ids, tokenize_prompt
 
 
@@ -145,6 +146,8 @@ class LocalChat:
             Of the samples.
         top_p (`float`, *optional*, defaults to `1.0`), top_k (`int`, *optional*, defaults to `0`):
             Where replies are sampled: nucleus sampling, and the most likely tokens to sample from (0: all).
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How responses are sampled; by default the fastest way that the model and the device allow.
 
     Example:
 
@@ -169,6 +172,7 @@ class LocalChat:
         seed: int = 0,
         top_p: float = 1.0,
         top_k: int = 0,
+        rollouts: Rollouts | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -178,6 +182,7 @@ class LocalChat:
         self.window = 4 * batch_size  # to put conversations of one length together
         self.stop_ids = stop_token_ids(tokenizer, model.generation_config)
         self.seed, self.top_p, self.top_k = seed, top_p, top_k
+        self.rollouts = rollouts or Rollouts(resident=True)
         self._n_named = 0
         self._follow_ups: dict[tuple[bool, str], FollowUp] = {}
 
@@ -206,6 +211,7 @@ class LocalChat:
                 self.top_k,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                engine=self.rollouts,
             )
             found = sampler([c.ids for c in group], [(c.name, len(c.replies)) for c in group])
             for conversation, ids, text, cut_off in zip(group, found.ids, found.texts, found.cut_off, strict=True):

@@ -15,6 +15,7 @@ from ..errors import BadInput
 from ..functions import Prompt, try_feedback_function, try_value_function
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import (
     check_tokenizer,
     encode_completion,
@@ -46,6 +47,7 @@ def correct_iteratively(
     top_p: float = 1.0,
     top_k: int = 0,
     names: Sequence[Hashable] | None = None,
+    rollouts: Rollouts | None = None,
 ) -> list[Trace]:
     """
     Correct responses again and again.
@@ -94,6 +96,8 @@ def correct_iteratively(
         names (`Sequence`, *optional*):
             What the responses are called; where corrections are sampled, a response draws the same random numbers
             under the same name. By default their places.
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How responses are sampled; by default the fastest way that the model and the device allow.
 
     Returns:
         `list[Trace]`: One per response, in their order. `responses` are y_0, y_1, ...; `conversations` what the
@@ -120,7 +124,15 @@ def correct_iteratively(
     conversational = not isinstance(prompts[0], str)
     check_tokenizer(tokenizer, conversational)
     sampler = Sampler(
-        model, tokenizer, max_completion_length, temperature, top_p, top_k, batch_size=batch_size, seed=seed
+        model,
+        tokenizer,
+        max_completion_length,
+        temperature,
+        top_p,
+        top_k,
+        batch_size=batch_size,
+        seed=seed,
+        engine=rollouts or Rollouts(),
     )
     stop_ids = sampler.stop_ids
     end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)

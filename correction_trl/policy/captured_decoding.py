@@ -35,6 +35,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from trl.data_utils import common_prefix_length
 
 from .attention import MASK_PER_LAYER_TYPE, UNIFORM_WINDOW, unsupported_reason, unwrap_causal_lm
@@ -204,6 +206,8 @@ class CapturedDecoding:
         self.model = unwrap_causal_lm(model)
         if reason is None and self.model.config._attn_implementation == "flex_attention":
             reason = "FlexAttention takes no mask of a static cache"
+        if reason is None and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+            reason = "its weights are sharded over processes"
         devices = {parameter.device for parameter in self.model.parameters()}
         if reason is None and len(devices) != 1:
             reason = f"the model lies on {len(devices)} devices"

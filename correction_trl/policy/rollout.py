@@ -2,13 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..errors import BadInput
 from .captured_decoding import CapturedDecoding, Unsupported
 from .generation import KeptRows, generate, generate_completions
 from .gpu_memory import untouched_bytes
@@ -18,10 +21,30 @@ from .weight_copy import WeightCopy
 logger = logging.getLogger(__name__)
 
 ROLLOUT = ("auto", "eager", "compiled", "vllm")
-ROLLOUT_WEIGHTS = ("auto", "merged", "dequantized", "as_trained")
+ROLLOUT_WEIGHTS = ("auto", "dequantized", "merged", "as_trained")
 
 # Memory that stays free beside the weights and the cache: for logits, activations, and what the driver takes.
 MARGIN = 2**30
+
+
+def check_rollout_settings(args: Any) -> None:
+    """
+    Check `rollout` and `rollout_weights` of a trainer's arguments, and make `rollout: vllm` its `use_vllm`, if it has
+    one.
+
+    Raises:
+        BadInput: If they are unknown or contradict each other.
+    """
+    for name, known in (("rollout", ROLLOUT), ("rollout_weights", ROLLOUT_WEIGHTS)):
+        if getattr(args, name) not in known:
+            raise BadInput(f"`{name}={getattr(args, name)!r}` must be one of {', '.join(known)}.")
+    takes_vllm = "use_vllm" in type(args).__dataclass_fields__
+    if args.rollout == "vllm":
+        if not takes_vllm:
+            raise BadInput("`rollout: vllm` is not for this trainer; leave it out, or set 'compiled'.")
+        args.use_vllm = True
+    elif takes_vllm and args.use_vllm and args.rollout != "auto":
+        raise BadInput(f"`use_vllm` and `rollout: {args.rollout}` contradict each other; leave one of them out.")
 
 
 @dataclass
@@ -65,6 +88,7 @@ class Rollouts:
     ):
         self.rollout, self.weights, self.batch_size, self.resident = rollout, weights, batch_size, resident
         self.ways: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._model: PreTrainedModel | None = None
         self._captured: CapturedDecoding | None = None
         self._copy: WeightCopy | None = None
@@ -79,7 +103,7 @@ class Rollouts:
         self._model, self._captured, self._copy = model, None, None
         self._keeps, self._must_give_back, self._versions, self._longest = False, False, None, 0
         self._device = model.device
-        if self.rollout == "eager" or (self.rollout == "auto" and self._device.type != "cuda"):
+        if self.rollout == "eager" or (self.rollout != "compiled" and self._device.type != "cuda"):
             return
         try:
             self._captured = CapturedDecoding(model)
@@ -89,6 +113,24 @@ class Rollouts:
         if self.weights != "as_trained":
             copy = WeightCopy(self._captured.model, merged=self.weights == "merged")
             self._copy = copy if copy.n_bytes else None
+
+    def pop_metrics(self) -> dict[str, float]:
+        """`"rollout/<way>"`: share of the responses since the last call, for each way that was ever taken."""
+        new = self.ways - self._reported
+        self._reported = self.ways.copy()
+        return {f"rollout/{way}": new[way] / new.total() for way in self.ways} if new else {}
+
+    @contextmanager
+    def hold(self) -> Iterator["Rollouts"]:
+        """Within, the copy and the cache stay: nothing else needs the memory."""
+        resident, self.resident = self.resident, True
+        try:
+            yield self
+        finally:
+            self.resident = resident
+            if not resident:
+                self._keeps = False
+                self.close()
 
     def _say(self, line: str) -> None:
         if line not in self._said:

@@ -5,6 +5,7 @@ from trl import RLOOConfig
 from ..errors import BadInput
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.micro_batches import read_max_tokens
+from ..policy.rollout import ROLLOUT, ROLLOUT_WEIGHTS, check_rollout_settings
 from .turn_credit import KL_ESTIMATORS
 
 
@@ -72,6 +73,14 @@ class SCoReConfig(RLOOConfig):
             the paper's for math, without its sentences about the answer's format: add those of your task.
         correct_threshold (`float`, *optional*, defaults to `1.0`):
             An attempt counts as right in the metrics if its reward is at least this.
+        rollout (`str`, *optional*, defaults to `"auto"`):
+            How responses are sampled: `"eager"` (transformers' `generate`), `"compiled"` (a static key-value cache and
+            decoding steps captured in CUDA graphs), `"vllm"`, or `"auto"`: `"compiled"` on CUDA where the model's
+            attention allows it. See docs/performance.md.
+        rollout_weights (`str`, *optional*, defaults to `"auto"`):
+            With captured steps, the weights that are sampled from: `"as_trained"`, `"dequantized"` (a 16-bit copy of
+            4-bit layers, with the adapter beside it: the same distribution), `"merged"` (a copy with the adapter
+            merged in: faster, but rounded), or `"auto"`: `"dequantized"` where the memory allows it.
 
         > Parameters that control the training
 
@@ -128,12 +137,19 @@ class SCoReConfig(RLOOConfig):
         default=1.0, metadata={"help": "An attempt counts as right from this reward on, in the metrics."}
     )
 
+    rollout: str = field(default="auto", metadata={"help": "How responses are sampled.", "choices": list(ROLLOUT)})
+    rollout_weights: str = field(
+        default="auto",
+        metadata={"help": "Weights that captured steps sample from.", "choices": list(ROLLOUT_WEIGHTS)},
+    )
+
     # The training
     max_tokens_per_micro_batch: str | None = field(
         default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
     )
 
     def __post_init__(self):
+        check_rollout_settings(self)
         super().__post_init__()
         for name in ("min_p", "repetition_penalty"):
             if getattr(self, name) != RLOOConfig.__dataclass_fields__[name].default:

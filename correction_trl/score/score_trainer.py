@@ -28,6 +28,7 @@ from ..policy.attempts import FollowUp
 from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, decode, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .score_config import SCoReConfig
@@ -217,6 +218,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         if args.turns > 1:  # refuses the template now, not later
             self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
         self._check_lengths(train_dataset)
+        self.rollouts = Rollouts(args.rollout, args.rollout_weights)
         self._sampler = Sampler(
             self.model,
             self._tokenizer,
@@ -228,6 +230,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             stop_ids=self.eos_token_ids,
             seed=args.seed,
             trainer=self,
+            engine=self.rollouts,
         )
         if args.reference == "stage_1" and is_peft_model(self.model) and "ref" not in self.model.peft_config:
             self.model.add_adapter("ref", self.model.peft_config["default"])
@@ -367,6 +370,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         attempts, follow_ups = self._sample_attempts(prompt_ids, [self._follow_up_of(row) for row in inputs])
         texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
         sampled = time.perf_counter()
+        for name, share in self.rollouts.pop_metrics().items():
+            self._metrics[mode][name].append(share)
 
         # B rollouts of this process, R of all processes, S turns, F reward functions. An attempt is compared with the
         # others of its group, which may lie on several processes: rewards and advantages are those of all rollouts
@@ -806,6 +811,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
                 "seed": self.args.seed,
                 "correct_threshold": self.args.correct_threshold,
                 "template_kwargs": self.chat_template_kwargs,
+                "rollouts": self.rollouts,
                 **kwargs,
             },
         )

@@ -31,6 +31,7 @@ from ..functions import Prompt, call_value_function
 from ..inference.strategy import Trace
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp
 from ..policy.generation import Sampler, numbered
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 
 
@@ -98,6 +99,7 @@ def sample_transcripts(
     generation_kwargs: dict[str, Any] | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    rollouts: Rollouts | None = None,
 ) -> list[Transcript]:
     """
     Have a model answer and review its answer. All processes of a distributed run share the work and get all results.
@@ -125,6 +127,8 @@ def sample_transcripts(
             Transcripts per batch.
         seed (`int`, *optional*, defaults to `0`):
             Of the samples.
+        rollouts ([`~policy.rollout.Rollouts`], *optional*):
+            How responses are sampled; by default the fastest way that the model and the device allow.
 
     Returns:
         `list[`[`Transcript`]`]`, in the order of the dataset, those of one problem side by side.
@@ -146,8 +150,15 @@ def sample_transcripts(
         reserved = [*processing_class.image_token_ids, *processing_class.video_token_ids]
         reserved = [token for token in reserved if token is not None]
         generation_kwargs = {**(generation_kwargs or {}), "suppress_tokens": reserved}
+    rollouts = rollouts or Rollouts()
     sampler = Sampler(
-        model, tokenizer, max_completion_length, temperature, generation_kwargs=generation_kwargs, seed=seed
+        model,
+        tokenizer,
+        max_completion_length,
+        temperature,
+        generation_kwargs=generation_kwargs,
+        seed=seed,
+        engine=rollouts,
     )
     follow_ups = {}
 
@@ -162,39 +173,42 @@ def sample_transcripts(
     lengths = [len(message_text(prompt)) for prompt in dataset["prompt"]]
     by_length = sorted(range(len(dataset)), key=lengths.__getitem__)  # so that little is padded
     samples = share_of_process(numbered([row for row in by_length for _ in range(n_samples)]))
-    for start in range(0, len(samples), batch_size):
-        names = samples[start : start + batch_size]
-        batch = [dataset[row] for row, _ in names]
-        if with_images:
-            prompt_ids, model_inputs = _render_with_images(processing_class, batch, model.device)
-        else:
-            model_inputs = None
-            prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in batch]
+    with rollouts.hold():
+        for start in range(0, len(samples), batch_size):
+            names = samples[start : start + batch_size]
+            batch = [dataset[row] for row, _ in names]
+            if with_images:
+                prompt_ids, model_inputs = _render_with_images(processing_class, batch, model.device)
+            else:
+                model_inputs = None
+                prompt_ids = [
+                    tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in batch
+                ]
 
-        def ask_again(turn, attempts, batch=batch):
-            return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
+            def ask_again(turn, attempts, batch=batch):
+                return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
 
-        (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, names, model_inputs)
-        prompts = [row["prompt"] for row in batch]
-        columns = {key: [row[key] for row in batch] for key in batch[0] if key not in NOT_FOR_THE_TEACHER}
-        values = [call_value_function(value_function, prompts, of.texts, columns) for of in (first, second)]
-        for i in range(len(batch)):
-            transcripts.append(
-                Transcript(
-                    row=names[i][0],
-                    prompt=prompts[i],
-                    first=first.texts[i],
-                    second=second.texts[i],
-                    first_value=values[0][i],
-                    second_value=values[1][i],
-                    prompt_ids=prompt_ids[i],
-                    first_ids=first.ids[i],
-                    follow_up_ids=between[i],
-                    second_ids=second.ids[i],
-                    first_complete=not first.cut_off[i],
-                    second_complete=not second.cut_off[i],
+            (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, names, model_inputs)
+            prompts = [row["prompt"] for row in batch]
+            columns = {key: [row[key] for row in batch] for key in batch[0] if key not in NOT_FOR_THE_TEACHER}
+            values = [call_value_function(value_function, prompts, of.texts, columns) for of in (first, second)]
+            for i in range(len(batch)):
+                transcripts.append(
+                    Transcript(
+                        row=names[i][0],
+                        prompt=prompts[i],
+                        first=first.texts[i],
+                        second=second.texts[i],
+                        first_value=values[0][i],
+                        second_value=values[1][i],
+                        prompt_ids=prompt_ids[i],
+                        first_ids=first.ids[i],
+                        follow_up_ids=between[i],
+                        second_ids=second.ids[i],
+                        first_complete=not first.cut_off[i],
+                        second_complete=not second.cut_off[i],
+                    )
                 )
-            )
     if state.num_processes > 1:
         transcripts = gather_object(transcripts)
     return sorted(transcripts, key=lambda transcript: transcript.row)

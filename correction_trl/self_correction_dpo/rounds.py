@@ -33,6 +33,7 @@ from ..errors import BadInput
 from ..evaluation.evaluate import Evaluation
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.rollout import Rollouts
 from .pairs import Transcript, evaluate_transcripts, make_pairs, sample_transcripts
 
 
@@ -199,6 +200,7 @@ def train_rounds(
             {**sampling, **(args.generation_kwargs or {})} if temperature else None,
             args.generation_batch_size or args.per_device_eval_batch_size,
             seed,
+            Rollouts(args.rollout, args.rollout_weights),
         )
 
     def evaluate(when: str) -> Evaluation | None:

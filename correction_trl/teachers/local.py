@@ -16,6 +16,7 @@ from transformers import (
 from ..data_utils import public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .base import Item, Keep, Teacher, batches
 from .prompting import TeacherPrompt
@@ -85,6 +86,7 @@ class LocalTeacher(Teacher):
         self.max_tokens, self.load_in_4bit, self.dtype = max_tokens, load_in_4bit, dtype
         self.batch_size, self.keep_loaded = batch_size, keep_loaded
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
+        self._rollouts = Rollouts()
 
     def seen_columns(self, columns: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in columns.items() if name in self.prompt.columns}
@@ -95,8 +97,9 @@ class LocalTeacher(Teacher):
                 model, tokenizer = self._load()
                 rendered = [(item, reply_prompt_ids(tokenizer, self._messages(item))) for item in window]
                 rendered.sort(key=lambda pair: len(pair[1]))
-                for batch in batches(rendered, self.batch_size):
-                    keep(self._answer(model, tokenizer, batch))
+                with self._rollouts.hold():
+                    for batch in batches(rendered, self.batch_size):
+                        keep(self._answer(model, tokenizer, batch))
         finally:
             if not self.keep_loaded:
                 self.unload()
@@ -106,7 +109,12 @@ class LocalTeacher(Teacher):
 
     def _answer(self, model, tokenizer, batch: list[tuple[Item, list[int]]]) -> list[Correction]:
         sampler = Sampler(
-            model, tokenizer, self.max_tokens, self.sampling["temperature"], self.sampling.get("top_p", 1.0)
+            model,
+            tokenizer,
+            self.max_tokens,
+            self.sampling["temperature"],
+            self.sampling.get("top_p", 1.0),
+            engine=self._rollouts,
         )
         found = sampler([ids for _, ids in batch], [self.key(item) for item, _ in batch])
         return [
@@ -139,7 +147,7 @@ class LocalTeacher(Teacher):
 
     def unload(self) -> None:
         """Give the model's memory back; it is loaded again when it is asked."""
-        self._loaded = None
+        self._loaded, self._rollouts = None, Rollouts()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

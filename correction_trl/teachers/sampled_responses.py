@@ -16,6 +16,7 @@ from trl import ModelConfig, get_quantization_config
 from ..data_utils import chat_template_kwargs, check_dataset, message_text, public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler, numbered
+from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 
 
@@ -139,7 +140,7 @@ def _sample(
         tokenizer,
         arguments.max_completion_length,
         arguments.temperature,
-        batch_size=arguments.generation_batch_size,
         seed=arguments.seed,
+        engine=Rollouts(batch_size=arguments.generation_batch_size),
     )
     return sampler(prompt_ids, numbered(places)).texts
