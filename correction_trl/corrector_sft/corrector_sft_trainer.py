@@ -257,7 +257,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
     def _set_up_sampling(self):
         args = self.args
         conversational = not isinstance(self.train_dataset[0]["prompt"], str)
-        self._sampler = self._make_sampler(self.model, self._tokenizer, trainer=self)
+        self.rollouts = Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size)
+        self._sampler = self._make_sampler(self.model, self._tokenizer, self.rollouts, trainer=self)
         stop_ids = self._sampler.stop_ids
         self._end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
         self.corrector_prompt = CorrectorPrompt(
@@ -266,7 +267,9 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         if args.show_response:  # what is wrong with a template is said before anything is sampled
             self.corrector_prompt([], [], None if self.feedback_function is None else "feedback")
 
-    def _make_sampler(self, model, tokenizer: PreTrainedTokenizerBase, trainer: Trainer | None = None) -> Sampler:
+    def _make_sampler(
+        self, model, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, trainer: Trainer | None = None
+    ) -> Sampler:
         args = self.args
         return Sampler(
             model,
@@ -278,7 +281,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             args.generation_kwargs,
             seed=args.seed,
             trainer=trainer,
-            engine=Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size),
+            engine=rollouts,
         )
 
     def _names(self, what: str, numbers: list[int]) -> list[tuple]:
@@ -301,7 +304,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         check_tokenizer(tokenizer, not isinstance(prompts[0], str))
         generator = generator.to(self.accelerator.device).eval()
         prompt_ids = [ids for _, ids in self._render(numbers, tokenizer)]
-        found = self._make_sampler(generator, tokenizer)(prompt_ids, self._names("generator", numbers))
+        rollouts = Rollouts(self.args.rollout, self.args.rollout_weights, self.args.generation_batch_size)
+        found = self._make_sampler(generator, tokenizer, rollouts)(prompt_ids, self._names("generator", numbers))
         ids = self._encode(numbers, found.texts)  # of the corrector's tokenizer
         return [(text, one, not cut) for text, one, cut in zip(found.texts, ids, found.cut_off, strict=True)]
 
@@ -444,7 +448,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         metrics = self._metrics["train"]
         for name, value in self.pool.statistics().items():
             metrics[f"pool/{name}"].append(value)
-        for name, share in self._sampler.engine.pop_metrics().items():
+        for name, share in self.rollouts.pop_metrics().items():
             metrics[name].append(share)
         metrics["time/exploration"].append(time.perf_counter() - began)
 
@@ -542,7 +546,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
                 "seed": args.seed,
                 "correct_threshold": args.correct_threshold,
                 "chat_template_kwargs": args.chat_template_kwargs,
-                "rollouts": self._sampler.engine,
+                "rollouts": self.rollouts,
                 **kwargs,
             },
         )
