@@ -7,9 +7,13 @@ the page and waits until everything is answered. An answer is on the disk before
 
 import json
 import logging
+import os
 import re
+import secrets
+import tempfile
 import threading
 import time
+import webbrowser
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -351,8 +355,9 @@ def ask_people(
     """
     Open the page and wait until every response is answered, somebody ends the collection on the page, or Ctrl-C.
 
-    The page is served to this machine only (127.0.0.1, no share link), loads nothing from elsewhere and sends nothing
-    anywhere. Everything is in the store when this returns.
+    The page is served to this machine only (127.0.0.1, no share link), to whoever has its address: that holds a
+    password, random and the same for a store each time (a file beside it that only its user can read). It loads
+    nothing from elsewhere and sends nothing anywhere. Everything is in the store when this returns.
 
     Args:
         store ([`~correction_trl.teachers.CorrectionStore`]):
@@ -373,18 +378,21 @@ def ask_people(
     people = HumanCollection(store, items, seconds)
     if not people.remaining:
         return
-    page, launch = _build_page(people)
+    password = _password_of(store)
+    page, launch = _build_page(people, password)
     try:
-        _, address, _ = page.launch(server_port=port, inbrowser=open_browser, **launch)
+        _, address, _ = page.launch(server_port=port, **launch)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"The page cannot be served on 127.0.0.1{'' if port is None else f':{port}'} "
             f"({str(error).strip().splitlines()[0]}); name another port."
         ) from None
+    address = f"{address}{password}/"
+    pointer = _open_in_browser(address, store.path.parent) if open_browser else None
     try:
         print(
-            f"{people.remaining} responses to correct at {address} (only this machine can open it; several people, or "
-            "tabs, can). Every answer is kept at once; Ctrl-C ends.",
+            f"{people.remaining} responses to correct at {address} (this machine only, and only with this address; "
+            "several people, or tabs, can open it). Every answer is kept at once; Ctrl-C ends.",
             flush=True,
         )
         while not people.finished.wait(0.2):
@@ -394,9 +402,37 @@ def ask_people(
         print(f"Stopped with {people.remaining} responses to go. What was answered is kept: start again to go on.")
     finally:
         page.close(verbose=False)
+        if pointer is not None:
+            pointer.unlink(missing_ok=True)
 
 
-def _build_page(people: HumanCollection) -> tuple[Any, dict[str, Any]]:
+def _password_of(store: CorrectionStore) -> str:
+    """The password in the page's address. It is kept, so that a page that lies open goes on when the program is
+    started again."""
+    file = store.path.with_name(f"{store.path.name}.page-password")
+    try:
+        password = file.read_text(encoding="ascii")
+        if file.stat().st_mode & 0o077 == 0 and re.fullmatch(r"[\w-]{22}", password):
+            return password
+        file.unlink()
+    except (FileNotFoundError, UnicodeDecodeError):
+        file.unlink(missing_ok=True)
+    password = secrets.token_urlsafe(16)
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as new:
+        new.write(password)
+    return password
+
+
+def _open_in_browser(address: str, folder: Path) -> Path:
+    """Through a file that only this user can read: other users of the machine see a browser's command line."""
+    handle, name = tempfile.mkstemp(suffix=".html", prefix="open-the-page-", dir=folder)
+    with open(handle, "w", encoding="utf-8") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0;url={address}">')
+    webbrowser.open(Path(name).resolve().as_uri())
+    return Path(name)
+
+
+def _build_page(people: HumanCollection, password: str) -> tuple[Any, dict[str, Any]]:
     """The Gradio page and the arguments of its `launch`."""
     try:
         import gradio as gr
@@ -428,6 +464,7 @@ def _build_page(people: HumanCollection) -> tuple[Any, dict[str, Any]]:
         )
     return page, {
         "server_name": "127.0.0.1",
+        "root_path": f"/{password}",
         "share": False,
         "prevent_thread_lock": True,
         "quiet": True,
@@ -440,41 +477,65 @@ def _build_page(people: HumanCollection) -> tuple[Any, dict[str, Any]]:
         # Fonts of the machine: the default theme's come from Google
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         "css": read("human_page.css"),
-        "app_kwargs": {"middleware": [Middleware(_OnlyThisPage)]},
+        "app_kwargs": {"middleware": [Middleware(_OnlyThisPage, password=password)]},
     }
 
 
 class _OnlyThisPage:
-    """Middleware: another site that is open in the browser cannot talk to the server, and the page can load from and
-    talk to nothing else."""
+    """Middleware: only who has the address with the password gets anything; another site, or another program's page on
+    this machine, that is open in the browser cannot talk to the server; and the page can load from and talk to nothing
+    else."""
 
     _OWN = ("127.0.0.1", "localhost")
+    _ASKED_BY_GRADIO = "/gradio_api/startup-events"  # by `launch`, without the password; does nothing a second time
     # Gradio runs a component's script from a string
-    _POLICY = (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'"
+    _HEADERS = (
+        (
+            b"content-security-policy",
+            b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+            b"img-src 'self' data:; font-src 'self' data:; frame-ancestors 'none'",
+        ),
+        (b"referrer-policy", b"same-origin"),  # the address is a secret
     )
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, password: str):
+        self.app, self.password = app, password.encode()
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        origin = headers.get(b"origin")
-        if host not in self._OWN or (origin and urlsplit(origin.decode("latin-1")).hostname not in self._OWN):
-            await send({"type": "http.response.start", "status": 403, "headers": []})
-            return await send({"type": "http.response.body", "body": b"This page is for this machine only."})
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        if not _is_host(host, self._OWN) or (origin and origin.lower() != f"http://{host.lower()}"):
+            return await _refuse(scope, send, 403, b"This page is for this machine only.")
+        password, slash, rest = scope["path"][1:].partition("/")
+        if scope["path"] != self._ASKED_BY_GRADIO:
+            if not secrets.compare_digest(password.encode(), self.password):
+                return await _refuse(scope, send, 401, b"Open the whole address that the program printed.")
+            if not slash:  # what the page loads has addresses relative to its own
+                return await _refuse(scope, send, 307, b"", (b"location", b"/" + self.password + b"/"))
+            scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
 
         async def send_with_policy(message):
             if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", self._POLICY.encode())
-                message = {**message, "headers": [*message["headers"], policy]}
+                message = {**message, "headers": [*message["headers"], *self._HEADERS]}
             await send(message)
 
         await self.app(scope, receive, send_with_policy)
+
+
+def _is_host(host: str, names: Sequence[str]) -> bool:
+    try:
+        return urlsplit(f"//{host}").hostname in names
+    except ValueError:
+        return False
+
+
+async def _refuse(scope, send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    if scope["type"] == "websocket":
+        return await send({"type": "websocket.close", "code": 1008})
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ import _thread
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -342,9 +344,10 @@ def serve(store):
 
     def start(items, **arguments):
         people = HumanCollection(store, items, **arguments)
-        page, launch = human._build_page(people)
+        people.password = human._password_of(store)
+        page, launch = human._build_page(people, people.password)
         pages.append(page)
-        people.address = page.launch(**launch)[1]
+        people.address = f"{page.launch(**launch)[1]}{people.password}/"
         people.stop = lambda: page.close(verbose=False)
         return people
 
@@ -353,24 +356,45 @@ def serve(store):
         page.close(verbose=False)
 
 
-def test_the_page_is_for_this_machine_only(serve):
+def test_the_page_is_for_this_machine_and_for_who_has_its_address_only(serve):
     people = serve(sums(1))
     assert people.address.startswith("http://127.0.0.1:")
-    port = int(people.address.rstrip("/").rpartition(":")[2])
+    port, password = urlsplit(people.address).port, people.password
+    own = f"127.0.0.1:{port}"
 
-    def status(host="127.0.0.1", **headers):
+    def ask(path=f"/{password}/config", host=own, method="GET", **headers):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("GET", "/config", headers={"Host": host, **headers})
+        connection.request(method, path, headers={"Host": host, **headers})
         response = connection.getresponse()
-        return response.status, response.getheader("content-security-policy"), response.read()
+        return response.status, response.headers, response.read()
 
-    code, policy, config = status()
-    assert code == 200 and "default-src 'self'" in policy
-    assert json.loads(config)["analytics_enabled"] is False
-    assert status(host="localhost:8000")[0] == 200  # through an SSH tunnel
-    assert status(host="rebound.example")[0] == 403
-    assert status(Origin="http://elsewhere.example")[0] == 403
-    assert status(Origin="null")[0] == 403
+    def status(*arguments, **options):
+        return ask(*arguments, **options)[0]
+
+    code, headers, config = ask()
+    assert code == 200 and "default-src 'self'" in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "same-origin" and json.loads(config)["analytics_enabled"] is False
+
+    # Without the password, or with another one, nothing is shown and nothing is taken
+    wrong = password[:-1] + ("a" if password[-1] != "a" else "b")
+    paths = ["/", "/config", f"/config?password={password}", f"/{wrong}/config", f"/{password}x/config", "//config"]
+    paths += [f"/{password[:-1]}/config", f"/{password.upper()}/config", "/gradio_api/queue/join", "/gradio_api/info"]
+    for path in [*paths, f"/{wrong}", "/gradio_api/startup-events/../queue/join", "/gradio_api/heartbeat/x", "/%ff"]:
+        for method in ("GET", "POST", "HEAD", "PUT"):
+            code, _, body = ask(path, method=method)
+            assert code == 401 and (method == "HEAD" or b"the whole address" in body), (path, method)
+    assert status(f"/{password}") == 307
+
+    # Other sites, and pages of other programs on this machine
+    assert status(host="localhost:8000") == 200  # through an SSH tunnel
+    assert status(host="localhost:8000", Origin="http://localhost:8000") == 200
+    assert status(Origin=f"http://{own}") == 200
+    for host in ("rebound.example", f"rebound.example:{port}", "", "127.0.0.1.rebound.example", "[::1", "0.0.0.0"):
+        assert status(host=host) in (400, 403)
+    another = [f"http://127.0.0.1:{port + 1}", "http://127.0.0.1", "http://localhost", f"http://localhost:{port}"]
+    another += [f"https://{own}", "null", "http://elsewhere.example", f"http://{own}.elsewhere.example", "file://"]
+    for origin in another:
+        assert status(Origin=origin) == status("/config", Origin=origin) == 403, origin
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -380,6 +404,39 @@ def test_the_page_is_for_this_machine_only(serve):
         own_address = probe.getsockname()[0]
     with pytest.raises(OSError):
         socket.create_connection((own_address, port), timeout=5)
+
+
+def test_the_password_is_kept_and_no_one_elses_to_read(store, tmp_path):
+    password, file = human._password_of(store), store.path.with_name(f"{store.path.name}.page-password")
+    assert len(password) == 22 and file.stat().st_mode & 0o777 == 0o600
+    assert human._password_of(store) == password  # a page that lies open goes on
+    for spoil in (lambda: file.chmod(0o644), lambda: file.write_text(""), lambda: file.write_bytes(b"\xff" * 22)):
+        spoil()
+        new = human._password_of(store)
+        assert new != password and len(new) == 22 and file.stat().st_mode & 0o777 == 0o600
+        password = new
+
+
+def test_the_browser_is_sent_to_the_page_without_its_password_on_the_command_line(store, monkeypatch):
+    pytest.importorskip("gradio", reason="the page needs Gradio (extra `human`)")
+    opened = []
+
+    def browser(url):
+        file = Path(urlsplit(url).path)
+        opened.append((url, file.read_text(), file.stat().st_mode & 0o777, file))
+        people = HumanCollection(store, sums(1))
+        people.right("ann", sums(1)[0]["key"])
+        threading.Timer(1, _thread.interrupt_main).start()
+
+    monkeypatch.setattr(human.webbrowser, "open", browser)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ask_people(store, sums(2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ((url, text, mode, file),) = opened
+    password = human._password_of(store)
+    assert password not in url and f"/{password}/" in text and mode == 0o600 and not file.exists()
 
 
 def test_a_port_that_is_taken_is_named(store):
@@ -712,16 +769,18 @@ def test_a_killed_program_goes_on_where_it_was(visit, tmp_path):
         port = free.getsockname()[1]
 
     def start():
+        nonlocal address
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / "store.sqlite"), str(port)]
         program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = program.stdout.readline()
-        assert f"http://127.0.0.1:{port}/" in line
+        address = re.search(rf"http://127.0.0.1:{port}/[\w-]{{22}}/", line)[0]
         return program, line
 
+    address = None
     program, line = start()
     try:
         assert line.startswith("3 responses to correct")
-        ann = visit(f"http://127.0.0.1:{port}/")
+        ann = visit(address)
         ann.press("r")
         ann.wait_for("prompt", "1 + 1 =")
         ann.press("e", "Control+a")
