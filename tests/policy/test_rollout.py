@@ -1,13 +1,17 @@
 import random
+import re
 
 import pytest
 import torch
 import transformers
 from bitsandbytes.nn import Linear4bit, Params4bit
-from helpers import build_model
+from datasets import Dataset
+from helpers import build_model, letters, make_args
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
+from correction_trl import CorrectionOptimizationConfig, CorrectorSFTConfig, SCoReConfig, SCoReTrainer
+from correction_trl.errors import BadInput
 from correction_trl.policy import rollout
 from correction_trl.policy.attention import FULL_ATTENTION, MASK_PER_LAYER_TYPE, UNIFORM_WINDOW
 from correction_trl.policy.captured_decoding import CapturedDecoding, Unsupported, length_bucket, row_bucket
@@ -25,7 +29,7 @@ SAMPLED = GenerationConfig(
 )
 
 
-def tiny_model(family="LlamaForCausalLM", window=None, **overrides):
+def random_model(family="LlamaForCausalLM", window=None, **overrides):
     """A random model with two layers, whose greedy completions end at different lengths."""
     kwargs = {
         "vocab_size": N_WORDS,
@@ -92,7 +96,7 @@ def prompts(n=9, longest=18):
 
 @pytest.fixture(scope="module")
 def llama():
-    return tiny_model()
+    return random_model()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def llama():
     + [(family, 6) for family in sorted(UNIFORM_WINDOW | MASK_PER_LAYER_TYPE)],
 )
 def test_greedy_tokens_are_those_of_generate(family, window):
-    model = tiny_model(family, window)
+    model = random_model(family, window)
     rows = prompts()
     whole = generate(model, rows, GenerationConfig(**GREEDY.to_diff_dict() | {"eos_token_id": [N_WORDS]}))[0]
     stops = GenerationConfig(**GREEDY.to_diff_dict() | {"eos_token_id": [ids[4] for ids in whole[:2]]})
@@ -114,7 +118,7 @@ def test_greedy_tokens_are_those_of_generate(family, window):
 @pytest.mark.parametrize("weights", ["as_trained", "merged"])
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_two_turns_are_those_of_generate_with_the_same_seeds(config, weights):
-    model = add_lora(tiny_model())
+    model = add_lora(random_model())
     rows, seeds = prompts(), list(range(11))
     follow_ups = [[7, 8, 11, 12][: 1 + i % 3] for i in range(11)]
     expected, kept = generate(model, rows, config, seeds, keep=True)
@@ -217,7 +221,7 @@ class TestWhenAWayFails:
 
     @pytest.fixture
     def model(self):
-        return add_lora(tiny_model())
+        return add_lora(random_model())
 
     def test_merging_runs_out_of_memory_at_a_late_update(self, model, monkeypatch, caplog):
         expected = generate(model, self.rows, SAMPLED, self.seeds)[0]
@@ -278,7 +282,7 @@ class TestWhenAWayFails:
 
 @pytest.mark.parametrize("weights", ["auto", "merged", "as_trained"])
 def test_4_bit_weights_follow_the_adapter_and_the_policy_is_left_alone(weights):
-    model = add_lora(to_nf4(tiny_model(hidden_size=64, intermediate_size=64, head_dim=16)))
+    model = add_lora(to_nf4(random_model(hidden_size=64, intermediate_size=64, head_dim=16)))
     rows, seeds = prompts(), list(range(11))
     engine = Rollouts("compiled", weights)
     for _ in range(2):
@@ -321,7 +325,7 @@ def test_a_young_adapter_survives_merging_in_16_bits():
 
 
 def test_memory_is_given_back_until_an_update_has_left_room(llama):
-    model = add_lora(tiny_model())
+    model = add_lora(random_model())
     engine = Rollouts("compiled", "merged")
 
     def holds():
@@ -355,3 +359,53 @@ def test_the_tiny_model_of_the_tests_with_prompts_of_one_token(tiny_tokenizer):
     rows = [[i] for i in range(3, 20)]
     assert Rollouts("compiled")(model, rows, config)[0] == generate(model, rows, config)[0]
     assert Rollouts("compiled")(model, [], config)[0] == []
+
+
+@pytest.mark.parametrize("weights", ["as_trained", "merged"])
+def test_a_run_trains_to_the_same_weights_whichever_way_it_samples(tmp_path, tiny_model, weights):
+    """Row-wise random numbers: the captured steps draw what `generate` draws, in two turns, and the metrics say so."""
+
+    def train(rollout):
+        trainer = SCoReTrainer(
+            tiny_model,
+            letters,
+            SCoReConfig(
+                **make_args(tmp_path, per_device_train_batch_size=8, max_steps=2, rollout=rollout),
+                rollout_weights=weights,
+                num_generations=4,
+                stage="2",
+                instruction="again?",
+            ),
+            train_dataset=Dataset.from_dict({"prompt": [f"what is {i}+2? " for i in range(8)]}),
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        )
+        trainer.train()
+        return trainer
+
+    compiled, eager = train("compiled"), train("eager")
+    for (name, ours), theirs in zip(compiled.model.named_parameters(), eager.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5), name
+    assert {entry.get(f"rollout/{weights}") for entry in compiled.state.log_history[:2]} == {1.0}
+    assert {entry.get("rollout/eager") for entry in eager.state.log_history[:2]} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout": "fast"}, "`rollout='fast'` must be one of auto, eager, compiled, vllm."),
+        (
+            {"rollout_weights": "half"},
+            "`rollout_weights='half'` must be one of auto, dequantized, merged, as_trained.",
+        ),
+        ({"rollout": "eager", "use_vllm": True}, "`use_vllm` and `rollout: eager` contradict each other"),
+    ],
+)
+def test_settings_at_fault_are_named(tmp_path, settings, message):
+    with pytest.raises(BadInput, match=re.escape(message)):
+        CorrectionOptimizationConfig(**make_args(tmp_path, **settings))
+
+
+def test_vllm_is_one_of_the_ways(tmp_path):
+    assert CorrectionOptimizationConfig(**make_args(tmp_path, rollout="vllm")).use_vllm
+    with pytest.raises(BadInput, match="`rollout: vllm` is not for this trainer"):
+        CorrectorSFTConfig(**make_args(tmp_path, rollout="vllm"))
