@@ -12,9 +12,10 @@ def usable_bytes(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return sys.maxsize
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    return min(free + torch.cuda.memory_reserved(device), allowed)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+    return min(free + torch.cuda.memory_reserved(index), allowed)
 
 
 def free_bytes(device: torch.device) -> int:
