@@ -389,6 +389,8 @@ class Bench:
             ("new", {"rollout": "auto", "max_tokens": "auto", "n_cycles": 1 + self.args.cycles}),
             ("before", {"rollout": "eager", "max_tokens": None, "n_cycles": 1}),
         ):
+            if name not in self.args.contenders:
+                continue
             try:
                 figures[name] = self._updates(build, **settings)
             except Exception as error:
@@ -400,7 +402,7 @@ class Bench:
             self.say(f"{what} {name}: {figures[name]}")
             if self.left() < 0:
                 return
-        if "seconds" in figures["before"] and "seconds" in figures["new"]:
+        if "seconds" in figures.get("before", {}) and "seconds" in figures.get("new", {}):
             figures["ratio"] = figures["before"]["seconds"] / figures["new"]["seconds"]
             self.say(f"{what}: {figures['ratio']:.2f}x")
 
@@ -596,6 +598,7 @@ def main():
     parser.add_argument("--completion_length", type=int, default=256)
     parser.add_argument("--rollouts", type=int, default=64, help="rollouts of a step of SCoRe")
     parser.add_argument("--attempt_length", type=int, default=128)
+    parser.add_argument("--contenders", nargs="+", default=["new", "before"], help="of the updates")
     parser.add_argument("--cycles", type=int, default=2, help="of sampling and training, after a first one")
     parser.add_argument("--out", default=str(RESULTS))
     args = parser.parse_args()
