@@ -163,33 +163,9 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = SCoReConfig(f"{model_name.split('/')[-1]}-SCoRe")
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        if not reward_funcs:
-            raise BadInput("`reward_funcs` is empty; SCoRe needs at least one.")
-        for function in reward_funcs:
-            if isinstance(function, nn.Module) or not callable(function):
-                raise BadInput(
-                    f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not models or ids."
-                )
-        if train_dataset is None:
-            raise BadInput("`train_dataset` is required: a column `prompt`, and what the reward functions need.")
-        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
-            if dataset is None:
-                continue
-            check_dataset(dataset, name, reward_funcs)
-            if name != "train_dataset" and isinstance(dataset, IterableDataset):
-                raise BadInput(f"`{name}` is a stream; evaluation needs a map-style dataset (`streaming=False`).")
+        # Everything that can be wrong with the inputs is said before a model is loaded
+        _check_inputs(args, reward_funcs, train_dataset, eval_dataset)
         first = next(iter(train_dataset))
-        if {"image", "images"} & set(first):
-            raise BadInput("SCoRe takes text only; drop the columns with images.")
-        sharded = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
-        if args.reference == "stage_1" and sharded:
-            raise BadInput("`reference: stage_1` copies weights, which sharded training does not allow; use `base`.")
-        if args.eval_strategy != "no" and sharded:
-            raise BadInput(
-                "Evaluation would have to gather the sharded weights for each batch; set `eval_strategy: 'no'` and "
-                "evaluate the saved model with recipes/evaluate.py."
-            )
 
         self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2")
         # RLOOTrainer keeps a reference if its single `beta` is not 0; here the weights are per attempt and per stage
@@ -365,7 +341,6 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             self._adapt_beta_2(stage)
 
         start = time.perf_counter()
-        prompts = [row["prompt"] for row in inputs]
         prompt_ids = [self._prompt_ids(row) for row in inputs]
         attempts, follow_ups = self._sample_attempts(prompt_ids, [self._follow_up_of(row) for row in inputs])
         texts = [decode(self._tokenizer, turn_attempts) for turn_attempts in attempts]
@@ -375,23 +350,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
 
         # B rollouts of this process, R of all processes, S turns, F reward functions. An attempt is compared with the
         # others of its group, which may lie on several processes: rewards and advantages are those of all rollouts
-        rewards_per_func = []  # S times (R, F)
-        for turn in range(n_turns):
-            completions = [
-                text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-                for prompt, text in zip(prompts, texts[turn], strict=True)
-            ]
-            rewards_per_func.append(self._calculate_rewards(inputs, prompts, completions, attempts[turn]))
-            self._flush_logs_of_rewards(mode, turn + 1, n_local)
-        weights = self.reward_weights.to(device)
-        # An attempt that no function judged is unjudged; otherwise those that did are summed
-        rewards = torch.stack(
-            [
-                torch.where(values.isnan().all(1), torch.nan, (values * weights).nansum(1))
-                for values in rewards_per_func
-            ],
-            dim=1,
-        )  # (R, S)
+        rewards, rewards_per_func = self._rewards_of(mode, inputs, attempts, texts)  # (R, S), S times (R, F)
         returns = turn_returns(rewards, stage, args.alpha, args.gamma)
         all_advantages = leave_one_out(returns, group_size) if group_size > 1 else torch.zeros_like(returns)
         judged = time.perf_counter()
@@ -425,6 +384,26 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         ):
             self._metrics[mode][f"time/{name}"].append(seconds)
         return batch
+
+    def _rewards_of(
+        self, mode: str, inputs: list[dict[str, Any]], attempts: list[list[list[int]]], texts: list[list[str]]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Rewards of the attempts of all processes: weighed together `(R, S)`, and per turn each function's `(R, F)`."""
+        prompts = [row["prompt"] for row in inputs]
+        rewards_per_func = []
+        for turn in range(self.args.turns):
+            completions = [
+                text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+                for prompt, text in zip(prompts, texts[turn], strict=True)
+            ]
+            rewards_per_func.append(self._calculate_rewards(inputs, prompts, completions, attempts[turn]))
+            self._flush_logs_of_rewards(mode, turn + 1, len(inputs))
+        weights = self.reward_weights.to(self.accelerator.device)
+        # An attempt that no function judged is unjudged; otherwise those that did are summed
+        rewards = [
+            torch.where(values.isnan().all(1), torch.nan, (values * weights).nansum(1)) for values in rewards_per_func
+        ]
+        return torch.stack(rewards, dim=1), rewards_per_func
 
     def _flush_logs_of_rewards(self, mode: str, turn: int, n_local: int):
         """What the reward functions logged (`log_metric`, `log_extra`) for this attempt, as RLOOTrainer does it; names
@@ -880,3 +859,37 @@ def _rows_of(batch: dict[str, torch.Tensor], rows: list[int], multiple: int | No
     if "ref_log_probs" in part:  # one of each token but the first
         part["ref_log_probs"] = part["ref_log_probs"][:, : n_columns - 1]
     return part
+
+
+def _check_inputs(
+    args: SCoReConfig,
+    reward_funcs: list[Callable],
+    train_dataset: Dataset | IterableDataset | None,
+    eval_dataset: Dataset | dict[str, Dataset] | None,
+) -> None:
+    if not reward_funcs:
+        raise BadInput("`reward_funcs` is empty; SCoRe needs at least one.")
+    for function in reward_funcs:
+        if isinstance(function, nn.Module) or not callable(function):
+            raise BadInput(
+                f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not models or ids."
+            )
+    if train_dataset is None:
+        raise BadInput("`train_dataset` is required: a column `prompt`, and what the reward functions need.")
+    eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
+        if dataset is None:
+            continue
+        check_dataset(dataset, name, reward_funcs)
+        if name != "train_dataset" and isinstance(dataset, IterableDataset):
+            raise BadInput(f"`{name}` is a stream; evaluation needs a map-style dataset (`streaming=False`).")
+    if {"image", "images"} & set(next(iter(train_dataset))):
+        raise BadInput("SCoRe takes text only; drop the columns with images.")
+    sharded = args.deepspeed_plugin is not None or args.fsdp_plugin_args is not None
+    if args.reference == "stage_1" and sharded:
+        raise BadInput("`reference: stage_1` copies weights, which sharded training does not allow; use `base`.")
+    if args.eval_strategy != "no" and sharded:
+        raise BadInput(
+            "Evaluation would have to gather the sharded weights for each batch; set `eval_strategy: 'no'` and "
+            "evaluate the saved model with recipes/evaluate.py."
+        )

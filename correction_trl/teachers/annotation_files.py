@@ -188,19 +188,7 @@ def _correction(row: dict[str, Any], place: str) -> Correction | None:
         raise BadInput(f"{place}: the prompt is missing, or neither text nor a list of messages.")
     if not isinstance(response, str):
         raise BadInput(f"{place}: the response is missing or no text.")
-    if correction is not None and not isinstance(correction, str):
-        raise BadInput(f"{place}: the correction is not text but {type(correction).__name__}.")
-    if correction is not None and not correction.strip():
-        raise BadInput(
-            f"{place}: the correction is empty, which cannot be trained on; write null where there is no answer yet, "
-            "or the status 'skipped'."
-        )
-    if status is not None and status not in _STATUSES:
-        raise BadInput(f"{place}: the status {status!r} is none of {', '.join(_STATUSES)}.")
-    if correction is None and status in (CORRECTED, UNCHANGED):
-        raise BadInput(f"{place}: the status is {status!r}, but there is no correction.")
-    if correction is not None and status == SKIPPED:
-        raise BadInput(f"{place}: the status is {status!r}, but there is a correction; remove one of the two.")
+    _check_answer(correction, status, place)
     if correction is not None:
         status = UNCHANGED if correction == response else CORRECTED
     key = correction_key(prompt, response, teacher=TEACHER)
@@ -227,25 +215,30 @@ def _correction(row: dict[str, Any], place: str) -> Correction | None:
     )
 
 
+def _check_answer(correction: Any, status: Any, place: str) -> None:
+    """Whether a correction and a status, of which one may be missing, say one thing."""
+    if correction is not None and not isinstance(correction, str):
+        raise BadInput(f"{place}: the correction is not text but {type(correction).__name__}.")
+    if correction is not None and not correction.strip():
+        raise BadInput(
+            f"{place}: the correction is empty, which cannot be trained on; write null where there is no answer yet, "
+            "or the status 'skipped'."
+        )
+    if status is not None and status not in _STATUSES:
+        raise BadInput(f"{place}: the status {status!r} is none of {', '.join(_STATUSES)}.")
+    if correction is None and status in (CORRECTED, UNCHANGED):
+        raise BadInput(f"{place}: the status is {status!r}, but there is no correction.")
+    if correction is not None and status == SKIPPED:
+        raise BadInput(f"{place}: the status is {status!r}, but there is a correction; remove one of the two.")
+
+
 def _is_argilla(row: dict[str, Any]) -> bool:
     return "fields" in row or any(name.startswith("correction.") for name in row)
 
 
 def _from_argilla(row: dict[str, Any], place: str) -> dict[str, Any]:
     """An Argilla record, nested or flat, as a row of JSONL."""
-    if "fields" in row:
-        fields, columns = row["fields"], row.get("metadata") or {}
-        responses = row.get("responses") or {}
-        answers = (responses.get("correction") if isinstance(responses, dict) else None) or []
-        if not isinstance(fields, dict) or not isinstance(columns, dict) or not isinstance(answers, list):
-            raise BadInput(f"{place}: not a record as argilla's `to_json` writes it.")
-    else:
-        fields, columns = row, {name: value for name, value in row.items() if not name.startswith("correction.")}
-        values, users, statuses = (row.get(f"correction.responses{name}") or [] for name in ("", ".users", ".status"))
-        answers = [
-            {"value": value, "user_id": user, "status": status}
-            for value, user, status in zip_longest(values, users, statuses)
-        ]
+    fields, columns, answers = (_parts_of_nested if "fields" in row else _parts_of_flat)(row, place)
     for answer in answers:
         if not isinstance(answer, dict) or not isinstance(answer.get("value"), str | None):
             raise BadInput(f"{place}: an answer to the question 'correction' is no text.")
@@ -266,3 +259,22 @@ def _from_argilla(row: dict[str, Any], place: str) -> dict[str, Any]:
         "status": SKIPPED if discarded else None,
         "annotator": submitted[0].get("user_id") if submitted else None,
     }
+
+
+def _parts_of_nested(row: dict[str, Any], place: str) -> tuple[dict, dict, list]:
+    """Fields, further columns and answers of a record as `to_json` writes it."""
+    fields, columns, responses = row["fields"], row.get("metadata") or {}, row.get("responses") or {}
+    answers = (responses.get("correction") if isinstance(responses, dict) else None) or []
+    if not isinstance(fields, dict) or not isinstance(columns, dict) or not isinstance(answers, list):
+        raise BadInput(f"{place}: not a record as argilla's `to_json` writes it.")
+    return fields, columns, answers
+
+
+def _parts_of_flat(row: dict[str, Any], place: str) -> tuple[dict, dict, list]:
+    """The same of a row of `to_list(flatten=True)`, where an answer is spread over three columns."""
+    values, users, statuses = (row.get(f"correction.responses{name}") or [] for name in ("", ".users", ".status"))
+    answers = [
+        {"value": value, "user_id": user, "status": status}
+        for value, user, status in zip_longest(values, users, statuses)
+    ]
+    return row, {name: value for name, value in row.items() if not name.startswith("correction.")}, answers
