@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 import time
@@ -697,29 +696,19 @@ def push_folder(folder: str, repo_id: str, private: bool | None, token: str | No
     Raises:
         SystemExit: With one sentence that says how to try again, if the Hub cannot be reached or refuses.
     """
-    from .reporting.privacy import NOT_PUSHED, publishable_folder, redact_secrets
+    from .reporting.privacy import NOT_PUSHED, publishable_folder, redact_secrets, upload_publishable
 
-    to_push = Path(folder)
     try:
-        to_push = publishable_folder(folder)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True).repo_id
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type=repo_type,
-            folder_path=to_push,
-            commit_message="Model, metrics and card",
-            ignore_patterns=list(NOT_PUSHED),
-        )
+        upload_publishable(api, folder, repo_id=repo_id, repo_type=repo_type, commit_message="Model, metrics and card")
     except Exception as error:  # network, permissions, quota: the run is safe on disk in every case
         left_out = " ".join(f"--exclude '{pattern}'" for pattern in NOT_PUSHED)
         raise SystemExit(
             f"The push to {repo_id!r} failed ({redact_secrets(first_line(error))}). Nothing is lost: everything is "
             f"in {folder}. Log in with `hf auth login` if needed, and push it with `hf upload {repo_id} "
-            f"{shlex.quote(str(to_push))} . --repo-type {repo_type} {left_out}`."
+            f"{shlex.quote(str(publishable_folder(folder)))} . --repo-type {repo_type} {left_out}`."
         ) from None
-    if to_push != Path(folder):
-        shutil.rmtree(to_push, ignore_errors=True)
     print(f"Pushed to https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}")
 
 

@@ -182,3 +182,53 @@ def test_a_recipe_whose_push_is_refused_has_everything_on_disk_to_push_again(hub
     for name in set(PUSHED) - {"adapter_config.json"}:
         assert received[name] == files[name]
     assert str(tmp_path).encode() not in b"".join(received.values())
+
+
+# A run in Python, whose adapter has a local base; `{how}` begins a push
+TRAIN = """
+import sys; sys.path.insert(0, {tests!r})
+from datasets import Dataset
+from helpers import build_model, build_tokenizer, make_args
+from peft import LoraConfig
+from pathlib import Path
+from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+here = Path({here!r})
+tokenizer = build_tokenizer()
+tokenizer.save_pretrained(here / "base")
+build_model(tokenizer).save_pretrained(here / "base")
+pairs = Dataset.from_list([dict(prompt="1+1=", response="3", correction="2")] * 4)
+args = CorrectionOptimizationConfig(
+    **make_args(here, max_steps=2, save_strategy="steps", save_steps=1, hub_model_id={repository!r}, {settings})
+)
+peft_config = LoraConfig(target_modules=["q_proj"])
+trainer = CorrectionOptimizationTrainer(str(here / "base"), args, train_dataset=pairs, peft_config=peft_config)
+trainer.train()
+{how}
+trainer._finish_current_push()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "how"),
+    [
+        ("by-hand", "", "trainer.push_to_hub()"),
+        ("in-background", "", "trainer.push_to_hub(blocking=False).result()"),
+        ("while-training", "push_to_hub=True, hub_strategy='checkpoint', hub_always_push=True", ""),
+    ],
+)
+def test_what_a_trainer_pushes_names_no_path(hub, tmp_path, name, settings, how):
+    names = {"tests": str(Path(__file__).parent), "here": str(tmp_path), "repository": f"tester/{name}"}
+    result = run_online([sys.executable, "-c", TRAIN.format(**names, settings=settings, how=how)], hub.endpoint)
+    assert result.returncode == 0, result.stderr[-2000:]
+    received = hub.repositories[f"tester/{name}"]
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(received)
+    assert json.loads(received["adapter_config.json"])["base_model_name_or_path"] == "base"
+    assert "How this departs" in received["README.md"].decode()  # the card of this package, not PEFT's
+    assert str(tmp_path).encode() not in b"".join(received.values())
+    assert not [file for file in received if file.endswith("training_args.bin")]
+    # To go on training, only where that is asked for
+    assert ("last-checkpoint/optimizer.pt" in received) == (name == "while-training")
+    assert not {"optimizer.pt", "trainer_state.json"} & set(received)
+    on_disk = json.loads((tmp_path / "output" / "adapter_config.json").read_text())
+    assert on_disk["base_model_name_or_path"] == str(tmp_path / "base")  # here it must be found
+    assert not (tmp_path / "output" / "to_push").exists()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
 from ..data_utils import public_name
@@ -269,7 +270,7 @@ def _publishable_json(value: Any) -> Any:
 NOT_PUSHED = (
     "checkpoint-*", "checkpoint-*/*", "round_*/*", "runs/*", "training_args.bin", "to_push/*", "*.lock", "*.tmp",
 )  # fmt: skip
-_NAMES_A_PATH = re.compile(r"(name_or_path|_path|_file|_dir)$")
+_NAMES_A_PATH = re.compile(r"(name_or_path|_path|_file|_dir|^best_model_checkpoint)$")
 
 
 def publishable_folder(folder: str | os.PathLike) -> Path:
@@ -283,16 +284,17 @@ def publishable_folder(folder: str | os.PathLike) -> Path:
             What a recipe wrote.
     """
     folder = Path(folder)
-    changed = {}
-    for name in ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json"):
+    copy, changed = folder / "to_push", {}
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in (
+        "adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json", "trainer_state.json",
+    ):  # fmt: skip
         if (folder / name).is_file():
             before = json.loads((folder / name).read_text(encoding="utf-8"))
             if (after := _without_local_models(before)) != before:
                 changed[name] = json.dumps(after, indent=2, ensure_ascii=False) + "\n"
     if not changed:
         return folder
-    copy = folder / "to_push"
-    shutil.rmtree(copy, ignore_errors=True)
     files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     for file in filter_repo_objects(files, ignore_patterns=NOT_PUSHED):
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
@@ -304,6 +306,26 @@ def publishable_folder(folder: str | os.PathLike) -> Path:
         except OSError:
             shutil.copyfile(folder / file, copy / file)
     return copy
+
+
+def upload_publishable(api: HfApi, folder: str | os.PathLike, **options: Any) -> CommitInfo:
+    """
+    Upload what may be published of a folder, which stays as it is. A copy without paths ([`publishable_folder`]) is
+    removed after the upload, and remains if it fails.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            With which to upload.
+        folder (`str` or `os.PathLike`):
+            What a run wrote.
+        **options:
+            Further arguments of `api.upload_folder`, such as `repo_id`.
+    """
+    to_push = publishable_folder(folder)
+    commit = api.upload_folder(folder_path=str(to_push), ignore_patterns=list(NOT_PUSHED), **options)
+    if to_push != Path(folder):
+        shutil.rmtree(to_push, ignore_errors=True)
+    return commit
 
 
 def _without_local_models(value: Any, name: str = "") -> Any:
