@@ -388,7 +388,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
     def _rewards_of(
         self, mode: str, inputs: list[dict[str, Any]], attempts: list[list[list[int]]], texts: list[list[str]]
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Rewards of the attempts of all processes: weighed together `(R, S)`, and per turn each function's `(R, F)`."""
+        """Rewards of all processes' attempts: weighed together `(R, S)`, and each turn's per function `(R, F)`."""
         prompts = [row["prompt"] for row in inputs]
         rewards_per_func = []
         for turn in range(self.args.turns):
