@@ -73,6 +73,8 @@ class Reply:
             Tokens that it read, all attempts together.
         problem (`str` or `None`):
             Why there is no text, or why the text is of no use; `None` if it is.
+        content (*optional*):
+            What the asker's `read` made of the text; the text itself without one.
     """
 
     text: str | None = None
@@ -80,6 +82,7 @@ class Reply:
     finish_reason: str | None = None
     tokens_in: int = 0
     problem: str | None = None
+    content: Any = None
 
 
 class ChatServer:
@@ -154,7 +157,7 @@ class ChatServer:
         self,
         requests: Iterable[Request],
         take: Callable[[list[tuple[Request, Reply]]], None],
-        find_problem: Callable[[Request, str], str | None] | None = None,
+        read: Callable[[Request, str], tuple[Any, str | None]] = lambda request, text: (text, None),
     ) -> None:
         """
         Send requests and wait for all replies, in whatever order they come.
@@ -165,14 +168,14 @@ class ChatServer:
             take (`Callable`):
                 Gets each request with its reply. A request keeps its place until that returns; called from one thread
                 at a time, which is not the caller's.
-            find_problem (`Callable`, *optional*):
-                `find_problem(request, text)` says why a text is of no use, so that the model is asked again; `None` if
-                it is.
+            read (`Callable`, *optional*):
+                `read(request, text)` returns what is in a text, which becomes the reply's `content`, and `None`; or
+                why it is of no use, so that the model is asked again.
 
         Raises:
             ServerFailed: If the server is down, refuses the key, or does not know the model.
         """
-        run = _Run(self, iter(requests), take, find_problem or (lambda request, text: None), self._read_key())
+        run = _Run(self, iter(requests), take, read, self._read_key())
         # A thread of its own: a notebook's cells run inside an event loop already
         thread = threading.Thread(target=run.start, daemon=True)
         thread.start()
@@ -227,8 +230,8 @@ class _Failure(Exception):
 class _Run:
     """One call of [`ChatServer.ask`]: its event loop, its places and its counts."""
 
-    def __init__(self, server: ChatServer, requests: Iterator[Request], take, find_problem, key: str):
-        self.server, self.requests, self.take, self.find_problem = server, requests, take, find_problem
+    def __init__(self, server: ChatServer, requests: Iterator[Request], take, read, key: str):
+        self.server, self.requests, self.take, self.read = server, requests, take, read
         self.error: BaseException | None = None
         self._loop = asyncio.new_event_loop()
         self._key = key
@@ -311,7 +314,7 @@ class _Run:
         while True:
             try:
                 text = await self._attempt(client, content, reply)
-                problem = self.find_problem(request, text)
+                reply.content, problem = self.read(request, text)
                 if problem is not None:
                     raise _Failure(problem, text=text)
                 self._lost_in_a_row = 0

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -31,6 +30,8 @@ _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
 
 def share_of_process(items: Sequence) -> list:
     """This process's share of what all have, in order; shares differ by at most one item."""
+    from accelerate import PartialState  # with torch, which a teacher behind a server does without
+
     state = PartialState()
     size, n_larger = divmod(len(items), state.num_processes)
     start = state.process_index * size + min(state.process_index, n_larger)

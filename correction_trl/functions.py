@@ -32,7 +32,7 @@ def whole_characters(text: str) -> str:
         text (`str`):
             From a server, or from a user's function.
     """
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def import_function(path: str, setting: str) -> Callable:

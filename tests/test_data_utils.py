@@ -1,9 +1,9 @@
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value
 
-from correction_trl import data_utils
 from correction_trl.data_utils import (
     PAIRS,
     PROMPTS,
@@ -21,7 +21,7 @@ def test_shares_of_processes_are_everything_once(monkeypatch):
         shares = []
         for process in range(3):
             state = SimpleNamespace(num_processes=3, process_index=process)
-            monkeypatch.setattr(data_utils, "PartialState", lambda state=state: state)
+            monkeypatch.setattr(accelerate, "PartialState", lambda state=state: state)
             shares.append(share_of_process(range(n_items)))
         assert [item for share in shares for item in share] == list(range(n_items))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -119,13 +119,17 @@ class ServerTeacher(Teacher):
         self.server.ask(
             map(request, items),
             take=lambda answered: keep([self._record_reply(asked.subject, reply) for asked, reply in answered]),
-            find_problem=lambda asked, text: self.prompt.read(text, asked.subject.response)[2],
+            read=self._read,
         )
+
+    def _read(self, asked: Request, text: str) -> tuple[tuple[str, str | None], str | None]:
+        status, correction, problem = self.prompt.read(text, asked.subject.response)
+        return (status, correction), problem
 
     def _record_reply(self, item: Item, reply: Reply) -> Correction:
         status, correction = FAILED if reply.text is None else UNPARSABLE, None
         if reply.problem is None:
-            status, correction, _ = self.prompt.read(reply.text, item.response)
+            status, correction = reply.content
         return self.record(
             item,
             correction,
