@@ -140,16 +140,11 @@ def sample_transcripts(
     with_images = bool(set(IMAGE_COLUMNS) & set(dataset.column_names))
     conversational = not isinstance(dataset[0]["prompt"], str)
     tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
-    if with_images and tokenizer is processing_class:
-        raise BadInput("The dataset has images, but the model has a tokenizer and no processor; use a vision model.")
-    if with_images and not conversational:
-        raise BadInput("Prompts with images must be conversational (lists of messages).")
-    chat = _ProcessorChat(processing_class) if with_images else tokenizer
-    check_tokenizer(chat, conversational)
-    if with_images:  # a place holder that the model writes itself would be one without an image in the second turn
-        reserved = [*processing_class.image_token_ids, *processing_class.video_token_ids]
-        reserved = [token for token in reserved if token is not None]
+    chat = tokenizer
+    if with_images:
+        chat, reserved = _chat_with_images(processing_class, conversational)
         generation_kwargs = {**(generation_kwargs or {}), "suppress_tokens": reserved}
+    check_tokenizer(chat, conversational)
     rollouts = rollouts or Rollouts()
     sampler = Sampler(
         model,
@@ -364,6 +359,19 @@ class _ProcessorChat:
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids)
+
+
+def _chat_with_images(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin, conversational: bool
+) -> tuple[_ProcessorChat, list[int]]:
+    """What renders conversations with images, and the tokens that no answer may hold."""
+    if not isinstance(processing_class, ProcessorMixin):
+        raise BadInput("The dataset has images, but the model has a tokenizer and no processor; use a vision model.")
+    if not conversational:
+        raise BadInput("Prompts with images must be conversational (lists of messages).")
+    # A place holder that the model writes itself would be one without an image in the second turn
+    reserved = [*processing_class.image_token_ids, *processing_class.video_token_ids]
+    return _ProcessorChat(processing_class), [token for token in reserved if token is not None]
 
 
 def _render_with_images(
