@@ -94,7 +94,9 @@ def training_arguments(name: str, out: str, n_updates: int, on_cpu: bool):
 def make_trainer(name: str, args, model, tokenizer, n_words: int, tiny: bool):
     method = name.partition("/")[0]
     room = min(getattr(args, "max_length", None) or 1536, 96 if tiny else 10**6)
-    n_prompt = room - args.max_completion_length * (2 if method == "corrector_sft" else 1)
+    n_prompt = room - args.max_completion_length
+    if method == "corrector_sft":  # which reads a response, and a message of some words
+        n_prompt -= args.max_completion_length + 64
     n_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * 4
     prompts = [words(n_prompt, i, n_words) + " " for i in range(n_rows)]
     common = {"processing_class": tokenizer}

@@ -598,6 +598,8 @@ def main():
     parser.add_argument("--completion_length", type=int, default=256)
     parser.add_argument("--rollouts", type=int, default=64, help="rollouts of a step of SCoRe")
     parser.add_argument("--attempt_length", type=int, default=128)
+    methods = ["correction_optimization", "score"]
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, help="whose updates")
     parser.add_argument("--contenders", nargs="+", default=["new", "before"], help="of the updates")
     parser.add_argument("--cycles", type=int, default=2, help="of sampling and training, after a first one")
     parser.add_argument("--out", default=str(RESULTS))
@@ -629,7 +631,7 @@ def main():
             bench.results[name] = {"skipped": "no time left"}
             continue
         if name == "updates":
-            for what in ("correction_optimization", "score"):
+            for what in args.methods:
                 if bench.left() > 0:
                     with bench.part(what, 0) as figures:
                         bench.updates(figures, what)

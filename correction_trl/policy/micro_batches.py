@@ -21,7 +21,7 @@ from .gpu_memory import usable_bytes
 
 
 # Of the card's memory, kept free beside what was measured: fragmentation, longer rows than those that were tried
-MARGIN = 0.1
+MARGIN = 0.15
 
 
 def read_max_tokens(value: Any) -> int | str | None:
