@@ -160,6 +160,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise BadInput(f"{path}, line {error.lineno}: no JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists in lists in lists
+            raise BadInput(f"{path} cannot be read as JSON ({error}).") from None
         places = [f"{path}, record {i} of {len(rows)}" for i in range(1, len(rows) + 1)]
     else:
         # Not `splitlines`, which takes a separator within a text for the end of a line
@@ -170,6 +172,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise BadInput(f"{place}: no JSON ({error.msg}, column {error.colno}).") from None
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{place}: cannot be read as JSON ({error}).") from None
     for place, row in zip(places, rows, strict=True):
         if not isinstance(row, dict):
             raise BadInput(f"{place}: not an object with columns but {type(row).__name__}.")

@@ -81,7 +81,7 @@ class Teacher:
         keys = [self.key(item) for item in items]
         found = {}
         self.answer(items, lambda records: found.update((record.key, record.correction) for record in records))
-        return [found[key] for key in keys]
+        return [found.get(key) for key in keys]
 
     def answer(self, items: Iterable[Item], keep: Keep) -> None:
         """

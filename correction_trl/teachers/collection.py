@@ -248,7 +248,7 @@ class StoringTeacher:
         collect(self.store, self.teacher, rows, max_failed_share=1.0)  # whoever asks counts what is missing
         keys = [self.teacher.key(item) for item in items]
         found = self.store.get(keys)
-        return [found[key].correction for key in keys]
+        return [found[key].correction if key in found else None for key in keys]
 
 
 def improves(

@@ -37,13 +37,16 @@ class StoredTeacher(Teacher):
         if "prompt" not in columns or correction is None:
             raise BadInput(f"{dataset_name} needs the columns 'prompt' and 'correction'; it has {', '.join(columns)}.")
         self._by_prompt_alone = response is None
-        self._corrections = {
-            self._question(row["prompt"], None if response is None else message_text(row[response])): message_text(
-                row[correction]
-            )
-            for row in dataset
-            if row[correction]
-        }
+        self._corrections = {}
+        for index, row in enumerate(dataset):
+            for name in (correction, response):
+                if name is not None and not isinstance(row[name], str | list | None):
+                    kind = type(row[name]).__name__
+                    raise BadInput(f"{dataset_name}, row {index}: the {name} is not text, or messages, but {kind}.")
+            text = message_text(row[correction]) if row[correction] else None
+            if text and text.strip():  # white space alone corrects nothing
+                asked = message_text(row[response]) if response is not None and row[response] else None
+                self._corrections[self._question(row["prompt"], asked)] = text
 
     def answer(self, items: Iterable[Item], keep: Keep) -> None:
         for batch in batches(items, 1000):

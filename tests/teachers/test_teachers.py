@@ -17,6 +17,8 @@ from correction_trl.teachers import (
     PolicyTeacher,
     ServerTeacher,
     StoredTeacher,
+    StoringTeacher,
+    Teacher,
     TeacherPrompt,
     collect,
 )
@@ -243,6 +245,30 @@ def test_stored_corrections_are_found_by_prompt_and_response(tmp_path, plain_pai
     teacher = StoredTeacher(str(file))
     asked = [*pairs["response"][:3], "something else"]
     assert teacher.correct(pairs["prompt"][:], asked) == [*pairs["correction"][:3], None]
+
+
+def test_stored_corrections_that_are_blank_or_no_text(tmp_path):
+    file = tmp_path / "blank.jsonl"
+    rows = [{"prompt": "1", "response": "2", "correction": text} for text in (" \n", "", None)]
+    file.write_text("\n".join(map(json.dumps, [*rows, {"prompt": "2", "response": "3", "correction": "4"}])))
+    assert StoredTeacher(str(file)).correct(["1", "2"], ["2", "3"]) == [None, "4"]
+    for name in ("response", "correction"):
+        numbers = tmp_path / f"{name}.jsonl"
+        numbers.write_text(json.dumps({"prompt": "1", "response": "2", "correction": "3", name: 5}))
+        with pytest.raises(BadInput, match=f"row 0: the {name} is not text, or messages, but int"):
+            StoredTeacher(str(numbers))
+
+
+def test_what_a_teacher_leaves_out_has_no_correction(tmp_path):
+    class Lazy(Teacher):
+        name = "lazy"
+
+        def answer(self, items, keep):
+            keep([self.record(item, "4", "corrected") for item in items if item.prompt == "2 + 2 ="])
+
+    question = ["1 + 1 =", "2 + 2 ="], ["3", "5"]
+    assert Lazy().correct(*question) == [None, "4"]
+    assert StoringTeacher(Lazy(), tmp_path / "s.sqlite").correct(*question) == [None, "4"]
 
 
 def test_stored_corrections_of_chats_and_of_prompts_alone(tmp_path, chat_pairs):
