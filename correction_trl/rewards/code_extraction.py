@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..sandbox.driver import free_names
+from ..sandbox.inside.reading import free_names
 from .common import after_thinking
 
 

@@ -123,7 +123,7 @@ def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool) -> Re
         package = compiled_package()
         # -S -s: no site packages and none of their start-up hooks; the environment below is the whole environment.
         # Imported, not run by path, so that the compiled files are used: compiling takes longer than all the rest.
-        start = "import sys; sys.path.insert(0, sys.argv[1]); import isolate; isolate.main()"
+        start = "import sys; sys.path.insert(0, sys.argv[1]); from inside import isolate; isolate.main()"
         command = [sys.executable, "-S", "-s", "-B", "-c", start, package, json.dumps(config)]
         if isolation == "bubblewrap":
             command = bubblewrap_command(config, package, limits) + command
@@ -188,9 +188,11 @@ def environment(home: str) -> dict[str, str]:
 def compiled_package() -> str:
     """The folder of this package, with what runs inside compiled: the isolated Python must not write there."""
     package = os.path.dirname(os.path.abspath(__file__))
-    for name in ("isolate.py", "driver.py"):
+    inside = os.path.join(package, "inside")
+    for name in os.listdir(inside):
         try:
-            py_compile.compile(os.path.join(package, name))
+            if name.endswith(".py"):
+                py_compile.compile(os.path.join(inside, name))
         except OSError:
             pass  # an installation that is read-only, and compiled already or a little slower
     return package
@@ -302,7 +304,7 @@ def whole_characters(data):
 
 
 def decode_plain(data):
-    from .driver import decode
+    from .inside.plain_data import decode
 
     def refuse(tag, body):
         raise ValueError("not plain data")

@@ -17,6 +17,31 @@ from .local import read_events
 
 logger = logging.getLogger(__name__)
 
+# The script that is sent: the package `inside`, from its text.
+PACKAGE = """
+import importlib.abc, importlib.machinery, sys
+
+SOURCES = {sources!r}
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    def find_spec(self, name, path=None, target=None):
+        stem = name.removeprefix("inside.") if name != "inside" else "__init__"
+        if name.startswith("inside") and stem in SOURCES:
+            return importlib.machinery.ModuleSpec(name, self, origin="inside", is_package=stem == "__init__")
+
+    def get_source(self, name):
+        return SOURCES["__init__" if name == "inside" else name.removeprefix("inside.")]
+
+    def exec_module(self, module):
+        name = module.__name__
+        module.__file__ = "inside/" + name
+        exec(compile(self.get_source(name), module.__file__, "exec"), module.__dict__)
+
+sys.meta_path.insert(0, Finder())
+from inside.tester import main_remote
+main_remote({limits!r})
+"""
+
 
 @dataclass(frozen=True)
 class RemoteSandbox:
@@ -75,9 +100,10 @@ class RemoteSandbox:
             "RLIMIT_CORE": 0,
             "output_bytes": self.limits.output_bytes,
         }
-        source = Path(__file__).with_name("driver.py").read_text()
+        sources = {path.stem: path.read_text() for path in Path(__file__).with_name("inside").glob("*.py")}
+        del sources["isolate"]
         body = {
-            "code": f"{source}\n\nmain_remote({limits!r})\n",
+            "code": PACKAGE.format(sources=sources, limits=limits),
             "language": "python",
             # The tests and the mark come by stdin, read after the program's process was forked: it never sees them.
             "stdin": json.dumps({**asdict(job), "mark": mark}),

@@ -123,7 +123,9 @@ ATTACKS = {
         "            os.write(fd, (json.dumps(event) + '\\n').encode())\n        except OSError:\n            pass\n"
         "def f(x):\n    return 0", TESTS, ("finished", "died", "timeout")),
     "patching the checker": (
-        "import sys, gc, json, driver\ndriver.run_job = driver.describe = lambda *a: None\n"
+        "import sys, gc, json\nfrom inside import tester, plain_data\n"
+        "tester.run_job = tester.describe = lambda *a: None\n"
+        "tester.Tests = tester.run_tests = plain_data.encode = plain_data.decode = lambda *a: None\n"
         "json.loads = json.dumps = lambda *a: {}\nfor module in list(sys.modules.values()):\n    for name in\\\n"
         "            [n for n in vars(module) if 'test' in n.lower() or 'check' in n.lower()]:\n        try:\n"
         "            setattr(module, name, lambda *a, **k: True)\n        except Exception:\n            pass\n"

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rewards.attacks import ATTACKS, HONEST, LIMITS, TESTS, attack_failed, attack_job
 
-from correction_trl.sandbox import Job, Limits, LocalSandbox, RemoteSandbox, SandboxUnavailableError, driver, local
+from correction_trl.sandbox import Job, Limits, LocalSandbox, RemoteSandbox, SandboxUnavailableError, local
+from correction_trl.sandbox.inside import remote_objects
+from correction_trl.sandbox.inside.plain_data import decode, encode
 
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +205,7 @@ class TestVerdict:
         result = self.run("def f(x):\n    return helper(x)\n\ndef helper(x):\n    return x / 0", "assert f(1) == 1")
         assert result.failures[0].error == "ZeroDivisionError: division by zero"
         trace = result.failures[0].traceback
-        assert 'File "<program>", line 5, in helper\n    return x / 0' in trace and "driver" not in trace
+        assert 'File "<program>", line 5, in helper\n    return x / 0' in trace and "inside" not in trace
 
     def test_asserts_within_a_function_count_one_each(self):
         setup = (
@@ -330,8 +332,8 @@ class TestPlainData:
     @given(plain_data)
     @settings(deadline=None)
     def test_round_trip(self, value):
-        sent = json.loads(json.dumps(driver.encode(value, refuse)))
-        back = driver.decode(sent, refuse)
+        sent = json.loads(json.dumps(encode(value, refuse)))
+        back = decode(sent, refuse)
         assert back == value and type(back) is type(value)
 
     @given(
@@ -346,16 +348,16 @@ class TestPlainData:
         with requests, results:
             results.write(json.dumps({"value": reply}) + "\n" + json.dumps(reply) + "\n")
             results.seek(0)
-            program = driver.Program(requests, results)
+            program = remote_objects.Program(requests, results)
             for _ in range(2):
                 try:
                     value = program.ask("get", "x")
-                except (driver.ProgramGoneError, Exception) as error:
-                    assert isinstance(error, (driver.ProgramGoneError, driver.RemoteError)) or hasattr(
+                except (remote_objects.ProgramGoneError, Exception) as error:
+                    assert isinstance(error, (remote_objects.ProgramGoneError, remote_objects.RemoteError)) or hasattr(
                         error, "program_traceback"
                     )
                 else:
-                    json.dumps(driver.encode(value, lambda remote: repr(type(remote))))
+                    json.dumps(encode(value, lambda remote: repr(type(remote))))
 
 
 class TestChoice:

@@ -1,4 +1,8 @@
+# ruff: noqa: E501
 """Right programs are judged right, wrong ones wrong, and what cannot be compared is not judged: many small cases."""
+
+import sys
+import types
 
 import pytest
 
@@ -370,21 +374,19 @@ def verdicts(cases):
     }
 
 
-class TestVerdicts:
-    @pytest.fixture(scope="class")
-    def judged(self):
-        return verdicts({**RIGHT, **WRONG, **TESTS_OF_OTHER_KINDS})
+@pytest.fixture(scope="module")
+def judged():
+    return verdicts({**RIGHT, **WRONG, **TESTS_OF_OTHER_KINDS})
 
+
+class TestVerdicts:
     @pytest.mark.parametrize("name", RIGHT)
-    def test_python_agrees(self, name):
+    def test_python_agrees(self, name, monkeypatch):
         """The list itself: in one process, without any sandbox, these programs pass these tests."""
         program, tests = RIGHT[name]
-        space = {"__name__": "solution"}
-        if "import annotations" not in program and "slots" not in name:
-            import sys, types
-
-            module = sys.modules["solution"] = types.ModuleType("solution")
-            space = module.__dict__
+        module = types.ModuleType("solution")
+        monkeypatch.setitem(sys.modules, "solution", module)
+        space = module.__dict__
         exec(program, space)
         for test in tests:
             exec(test, space)

@@ -1,16 +1,18 @@
 """
 The local sandbox's own process: leaves the host behind, then watches over one job.
 
-Started by `local.py` as the module `isolate` of a fresh Python with this folder on its path; standard library only.
-The job comes on stdin, the result goes to stdout, both JSON. Three ways in, named by CONFIG["isolation"]:
+Started by `local.py` as the module `inside.isolate` of a fresh Python with the folder above on its path; standard
+library only. The job comes on stdin, the result goes to stdout, both JSON. Three ways in, named by
+CONFIG["isolation"]:
 
 - `"namespaces"`: new mount, process, network, IPC, hostname and cgroup namespaces (and a user namespace, unless root),
   a root file system of read-only system libraries and one private folder in memory;
 - `"bubblewrap"`: the same, already made by bwrap, which started this file;
 - `"none"`: no isolation, rlimits and seccomp only.
 
-Then two processes are forked, the program and its tester (`driver.py`). Each drops its rights, takes its rlimits and a
-seccomp filter. When this process, the first of its process namespace, ends, the kernel kills all the others.
+Then two processes are forked, the program and its tester (`program.py`, `tester.py`). Each drops its rights, takes its
+rlimits and a seccomp filter. When this process, the first of its process namespace, ends, the kernel kills all the
+others.
 """
 
 import ctypes
@@ -23,7 +25,8 @@ import struct
 import sys
 import time
 
-import driver
+from .program import fork_program
+from .tester import run_job
 
 
 POLL_SECONDS = 0.05
@@ -255,7 +258,7 @@ def watch(config):
     if config["isolation"] == "none":
         extra = 10_000  # the count would be of all of this user's processes on the machine
     start = time.monotonic()
-    program, requests, results, stdin_fd, stdout_fd, stderr_fd = driver.fork_program(
+    program, requests, results, stdin_fd, stdout_fd, stderr_fd = fork_program(
         lambda: confine(limits, program_user, extra)
     )
     job = json.loads(sys.stdin.buffer.read())
@@ -271,9 +274,7 @@ def watch(config):
                 os.close(fd)
             os.chdir("/")
             confine(limits, tester_user, extra + limits["processes"])
-            driver.run_job(
-                job, requests, results, lambda event: os.write(events_w, (json.dumps(event) + "\n").encode())
-            )
+            run_job(job, requests, results, lambda event: os.write(events_w, (json.dumps(event) + "\n").encode()))
             os._exit(0)
         finally:
             os._exit(72)
@@ -362,7 +363,7 @@ def watch(config):
 
 def main():
     package, config = sys.argv[1], json.loads(sys.argv[2])
-    # The package's folder was there for this file and driver.py alone.
+    # The package's folder was there for these files alone.
     sys.path.remove(package)
     sys.path.extend(config["import_paths"])
     if sys.platform == "linux":
