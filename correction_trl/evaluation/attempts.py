@@ -1,6 +1,5 @@
 """Whether a policy's second attempt is better than its first, on problems that it was not trained on."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from ..data_utils import chat_template_kwargs, check_dataset, share_of_process
 from ..errors import BadInput
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
-from ..policy.attempts import FollowUp
+from ..policy.attempts import FollowUps
 from ..policy.generation import Sampler
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
@@ -105,16 +104,14 @@ def evaluate_attempts(
     check_tokenizer(tokenizer, conversational)
     rollouts = rollouts or Rollouts()
     sampler = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=rollouts)
-    follow_ups: dict[str, FollowUp] = {}
+    follow_ups = FollowUps(tokenizer, sampler.stop_ids)
     records = []
     rows = share_of_process(range(len(dataset)))
     prompts = {}
     for row in rows:
         kwargs = {**(template_kwargs or {}), **chat_template_kwargs(dataset[row])}
-        key = json.dumps(kwargs, sort_keys=True)
-        if key not in follow_ups:
-            follow_ups[key] = FollowUp(tokenizer, sampler.stop_ids, conversational, kwargs)
-        prompts[row] = tokenize_prompt(tokenizer, dataset[row]["prompt"], **kwargs)[1], follow_ups[key]
+        prompt = dataset[row]["prompt"]
+        prompts[row] = tokenize_prompt(tokenizer, prompt, **kwargs)[1], follow_ups.of(prompt, kwargs)
     # By length, so that little is padded
     conversations = sorted(
         ((row, sample) for row in rows for sample in range(samples)), key=lambda c: len(prompts[c[0]][0])

@@ -4,7 +4,6 @@
 (`strategy.py`) does not see the difference.
 """
 
-import json
 from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from trl import ModelConfig, get_quantization_config
 
 from ..errors import BadInput
 from ..functions import Prompt
-from ..policy.attempts import FollowUp
+from ..policy.attempts import FollowUps
 from ..policy.generation import Sampler
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, stop_token_ids, tokenize_prompt
@@ -184,7 +183,7 @@ class LocalChat:
         self.seed, self.top_p, self.top_k = seed, top_p, top_k
         self.rollouts = rollouts or Rollouts(resident=True)
         self._n_named = 0
-        self._follow_ups: dict[tuple[bool, str], FollowUp] = {}
+        self._follow_ups = FollowUps(tokenizer, self.stop_ids)
 
     def reply(self, conversations: Sequence[Conversation]) -> None:
         """
@@ -220,19 +219,13 @@ class LocalChat:
                 conversation.take(text, tokens=len(ids), cut_off=cut_off)
 
     def _encode(self, conversation: Conversation) -> None:
-        conversational = not isinstance(conversation.prompt, str)
         if conversation.ids is None:
-            check_tokenizer(self.tokenizer, conversational)
+            check_tokenizer(self.tokenizer, not isinstance(conversation.prompt, str))
             kwargs = conversation.chat_template_kwargs
             conversation.ids = list(tokenize_prompt(self.tokenizer, conversation.prompt, **kwargs)[1])
             return
-        key = (conversational, json.dumps(conversation.chat_template_kwargs, sort_keys=True))
-        if key not in self._follow_ups:
-            self._follow_ups[key] = FollowUp(
-                self.tokenizer, self.stop_ids, conversational, conversation.chat_template_kwargs
-            )
-        message = conversation.messages[-1]["content"]
-        conversation.ids.extend(self._follow_ups[key](conversation.last_reply_ids, message))
+        follow_up = self._follow_ups.of(conversation.prompt, conversation.chat_template_kwargs)
+        conversation.ids.extend(follow_up(conversation.last_reply_ids, conversation.messages[-1]["content"]))
 
 
 def load_model(

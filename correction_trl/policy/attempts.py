@@ -125,6 +125,37 @@ class FollowUp:
         return tuple(ids)
 
 
+class FollowUps:
+    """
+    The [`FollowUp`] of a conversation. One is made for all conversations with the same arguments of the chat template:
+    usually there is one.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        stop_ids (`Sequence[int]`):
+            From [`~correction_trl.policy.tokenization.stop_token_ids`].
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]):
+        self.tokenizer, self.stop_ids = tokenizer, stop_ids
+        self._made: dict[tuple[bool, str], FollowUp] = {}
+
+    def of(self, prompt: str | list[dict[str, Any]], chat_template_kwargs: dict[str, Any]) -> FollowUp:
+        """
+        Args:
+            prompt (`str` or `list[dict]`):
+                What the conversation begins with.
+            chat_template_kwargs (`dict`):
+                The conversation's arguments of the chat template.
+        """
+        conversational = not isinstance(prompt, str)
+        key = (conversational, repr(sorted(chat_template_kwargs.items())))
+        if key not in self._made:
+            self._made[key] = FollowUp(self.tokenizer, self.stop_ids, conversational, chat_template_kwargs)
+        return self._made[key]
+
+
 def _rewrites_history(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: dict[str, Any]) -> bool:
     conversation = [
         {"role": "user", "content": "a"},

@@ -113,7 +113,7 @@ class ModelCardMixin:
         for pattern in _MODEL_FILES:
             for file in checkpoint.glob(pattern):
                 shutil.copy(file, args.output_dir)
-        self._tokenizer.save_pretrained(args.output_dir)
+        self.processing_class.save_pretrained(args.output_dir)
         options = {"token": args.hub_token, "revision": args.hub_revision}
         message = f"Training in progress, step {self.state.global_step}"
         jobs = [self._upload(args.output_dir, False, commit_message=message, **options)]

@@ -24,7 +24,7 @@ from ..errors import BadInput
 from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
 from ..functions import as_value_function, call_value_function
-from ..policy.attempts import FollowUp
+from ..policy.attempts import FollowUp, FollowUps
 from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
@@ -187,10 +187,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             raise BadInput("SCoRe takes text models; pass the tokenizer, not a processor, as `processing_class`.")
         keep_trainable_on_cpu(self.model)
 
-        conversational = not isinstance(first["prompt"], str)
-        check_tokenizer(self._tokenizer, conversational)
-        self._conversational = conversational
-        self._follow_ups: dict[str, FollowUp] = {}  # by the arguments of the chat template
+        check_tokenizer(self._tokenizer, conversational=not isinstance(first["prompt"], str))
+        self._follow_ups = FollowUps(self._tokenizer, self.eos_token_ids)
         if args.turns > 1:  # refuses the template now, not later
             self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
         self._check_lengths(train_dataset)
@@ -245,11 +243,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         return tokenize_prompt(self._tokenizer, row["prompt"], **self._template_kwargs(row))[1]
 
     def _follow_up_of(self, row: dict[str, Any]) -> FollowUp:
-        kwargs = self._template_kwargs(row)
-        key = json.dumps(kwargs, sort_keys=True)
-        if key not in self._follow_ups:
-            self._follow_ups[key] = FollowUp(self._tokenizer, self.eos_token_ids, self._conversational, kwargs)
-        return self._follow_ups[key]
+        return self._follow_ups.of(row["prompt"], self._template_kwargs(row))
 
     # ------------------------------------------------------------------ rollouts
 

@@ -29,7 +29,7 @@ from ..errors import BadInput
 from ..evaluation.evaluate import Evaluation, evaluate_traces
 from ..functions import Prompt, call_value_function
 from ..inference.strategy import Trace
-from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUp
+from ..policy.attempts import SELF_CORRECTION_INSTRUCTION, FollowUps
 from ..policy.generation import Sampler, numbered
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
@@ -155,14 +155,7 @@ def sample_transcripts(
         seed=seed,
         engine=rollouts,
     )
-    follow_ups = {}
-
-    def follow_up(row: dict[str, Any]) -> FollowUp:  # usually one for all rows
-        kwargs = chat_template_kwargs(row)
-        if repr(kwargs) not in follow_ups:
-            follow_ups[repr(kwargs)] = FollowUp(chat, sampler.stop_ids, conversational, kwargs)
-        return follow_ups[repr(kwargs)]
-
+    follow_ups = FollowUps(chat, sampler.stop_ids)
     transcripts = []
     state = PartialState()
     lengths = [len(message_text(prompt)) for prompt in dataset["prompt"]]
@@ -181,7 +174,8 @@ def sample_transcripts(
                 ]
 
             def ask_again(turn, attempts, batch=batch):
-                return [follow_up(row)(ids, instruction) for row, ids in zip(batch, attempts, strict=True)]
+                of_rows = [follow_ups.of(row["prompt"], chat_template_kwargs(row)) for row in batch]
+                return [of(ids, instruction) for of, ids in zip(of_rows, attempts, strict=True)]
 
             (first, second), (between,) = sampler.attempts(prompt_ids, ask_again, 2, names, model_inputs)
             prompts = [row["prompt"] for row in batch]

@@ -225,24 +225,7 @@ class StoringTeacher:
         self.waits_for_a_server = self.teacher.waits_for_a_server
 
     def correct(self, prompts: Sequence[Prompt], responses: Sequence[str], **columns: Sequence) -> list[str | None]:
-        """
-        Correct a batch of responses.
-
-        Args:
-            prompts (`Sequence[str | list[dict]]`):
-                Prompts as they stand in the dataset.
-            responses (`Sequence[str]`):
-                What the model wrote.
-            **columns (`Sequence`):
-                The dataset's further columns.
-
-        Returns:
-            `list[str | None]`: The corrected responses; `None` where there is none.
-
-        Raises:
-            BadInput: If the store cannot be read or written.
-            TeacherFailed: If the teacher is down.
-        """
+        """As [`Teacher.correct`], which asks for what the store does not hold; `BadInput` if that cannot be used."""
         items = list(make_items(prompts, responses, columns))
         rows = [{**item.columns, "prompt": item.prompt, "response": item.response} for item in items]
         collect(self.store, self.teacher, rows, max_failed_share=1.0)  # whoever asks counts what is missing

@@ -8,7 +8,7 @@ from helpers import build_model, build_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
 from correction_trl.errors import BadInput
-from correction_trl.policy.attempts import FollowUp
+from correction_trl.policy.attempts import FollowUp, FollowUps
 from correction_trl.policy.generation import Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
 
@@ -167,3 +167,14 @@ def test_a_model_that_was_saved_without_a_cache_has_one_here(tokenizer):
         turns, _ = sampler.attempts(prompt_ids, lambda turn, attempts: [follow_up(a, MESSAGE) for a in attempts], 2)
         attempts.append([turn.ids for turn in turns])
     assert attempts[0] == attempts[1]
+
+
+def test_one_follow_up_serves_all_rows_with_the_same_arguments_of_the_template(tokenizer):
+    follow_ups = FollowUps(tokenizer, [tokenizer.eos_token_id])
+    chat = [{"role": "user", "content": "1+1="}]
+    thinking = follow_ups.of(chat, {"a": 1, "enable_thinking": True})
+    assert follow_ups.of(chat * 3, {"enable_thinking": True, "a": 1}) is thinking
+    assert follow_ups.of(chat, {"enable_thinking": False, "a": 1}) is not thinking
+    plain = follow_ups.of("1+1=", {})
+    assert plain is follow_ups.of("2", {}) is not follow_ups.of(chat, {})
+    assert plain([10], MESSAGE) == make_follow_up(tokenizer, conversational=False)([10], MESSAGE)
