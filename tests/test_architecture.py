@@ -192,8 +192,6 @@ def test_no_file_is_a_maze():
 STILL_A_MAZE = {
     ("correction_optimization_trainer.py", "CorrectionOptimizationTrainer.__init__"),
     ("correction_optimization_trainer.py", "CorrectionOptimizationTrainer.get_batch_samples"),
-    ("driver.py", "encode"),
-    ("driver.py", "run_job"),
     ("isolate.py", "watch"),
     ("length_prior.py", "make_length_prior"),
 }

@@ -113,8 +113,52 @@ class TestHumanEval:
         cheat = "    return 0.0\n\ndef poly(xs, x):\n    return 0.0\n"
         assert CodeTests(kind="humaneval", sandbox=SANDBOX)(completions=[cheat], **columns([row])) == [0.0]
 
+    def test_a_helper_that_the_tests_do_not_import_is_the_standard_librarys(self):
+        row = {
+            "prompt": "def f(x):\n",
+            "test": "def check(candidate):\n    assert isclose(candidate(2), 4)",
+            "entry_point": "f",
+        }
+        programs = ["    return 2 * x\n", "    return 0\n\ndef isclose(*a):\n    return True\n"]
+        value = CodeTests(kind="humaneval", sandbox=SANDBOX)
+        assert value(completions=programs, **columns([row, row])) == [1.0, 0.0]
+
 
 class TestMBPP:
+    def test_an_assert_in_a_loop_counts_once(self):
+        """Right for the first number of each loop alone: nothing of three is right."""
+        tests = [[f"for x in (0, {n}):\n    assert f(x) == x" for n in (1, 2, 3)]]
+        assert CodeTests(share=True, sandbox=SANDBOX)(completions=["def f(x):\n    return 0"], test_list=tests) == [
+            0.0
+        ]
+        equal = [["assert f(0) == 0"] * 3 + ["assert f(1) == 1"]]
+        assert CodeTests(share=True, sandbox=SANDBOX)(completions=["def f(x):\n    return 0"], test_list=equal) == [
+            0.5
+        ]
+
+    def test_what_cannot_be_compared_is_none(self):
+        ratio = "class R:\n    def __init__(s, a, b):\n        s.a, s.b = a, b\n"
+        ratio += "    def __eq__(s, o):\n        return s.a * o.b == s.b * o.a\ndef f():\n    return R(1, 2)"
+        tests = {"test_list": [["assert f() == R(2, 4)"]]}
+        assert CodeTests(sandbox=SANDBOX)(completions=[ratio], **tests) == [None]
+        assert CodeTests(sandbox=SANDBOX).feedback(completions=[ratio], **tests) == [""]
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            "raise ValueError('\\ud800')",
+            "def f(x):\n    raise KeyError('\\ud800')",
+            "def f(x):\n    return '\\udfff'",
+            "def f(x):\n    return {'\\ud800': [b'', '\\ud83d\\ude00']}",
+            "class \u00c4\ud800: pass",
+            "def f(x):\n    raise type('\\ud800', (Exception,), {})('\\ud800')",
+            "import sys\nsys.stdout.reconfigure(errors='surrogatepass')\nprint('\\ud800')",
+        ],
+    )
+    def test_feedback_holds_whole_characters(self, program):
+        text = CodeTests(sandbox=SANDBOX).feedback(completions=[program], test_list=[["assert f(1) == 2"]])[0]
+        assert text and text.encode()  # no half of a character, which no tokenizer can read
+
     def test_values(self):
         value = CodeTests(sandbox=SANDBOX)
         assert value(completions=MBPP_GOLD, **MBPP) == [1.0, 1.0]

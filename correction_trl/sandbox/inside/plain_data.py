@@ -16,57 +16,138 @@ DATES = {
 }
 
 
+def pairs(value, keep):
+    return [[encode(key, keep), encode(item, keep)] for key, item in dict.items(value)]
+
+
+def items(value, keep):
+    return [encode(item, keep) for item in value]
+
+
+def is_builtin_type(value):
+    return type(value) is type and getattr(builtins, value.__name__, None) is value
+
+
+def write_deque(value, keep):
+    return {"q": items(value, keep)} if value.maxlen is None else {"deque": [items(value, keep), value.maxlen]}
+
+
+def write_defaultdict(value, keep):
+    factory = value.default_factory
+    if factory is not None and not is_builtin_type(factory):
+        return keep(value)
+    return {"defaultdict": [encode(factory, keep), pairs(value, keep)]}
+
+
+# By exact type; the rest in `encode`.
+WRITERS = {
+    type(None): lambda value, keep: value,
+    bool: lambda value, keep: value,
+    str: lambda value, keep: value,
+    float: lambda value, keep: value,
+    int: lambda value, keep: value if -(2**63) < value < 2**63 else {"i": hex(value)},
+    list: items,
+    tuple: lambda value, keep: {"t": items(value, keep)},
+    dict: lambda value, keep: {"d": pairs(value, keep)},
+    collections.OrderedDict: lambda value, keep: {"OrderedDict": [items(pair, keep) for pair in value.items()]},
+    collections.Counter: lambda value, keep: {"Counter": pairs(value, keep)},
+    collections.defaultdict: write_defaultdict,
+    set: lambda value, keep: {"s": items(value, keep)},
+    frozenset: lambda value, keep: {"z": items(value, keep)},
+    collections.deque: write_deque,
+    bytes: lambda value, keep: {"b": value.hex()},
+    bytearray: lambda value, keep: {"a": value.hex()},
+    complex: lambda value, keep: {"c": [value.real, value.imag]},
+    range: lambda value, keep: {"r": [value.start, value.stop, value.step]},
+    slice: lambda value, keep: {"slice": items([value.start, value.stop, value.step], keep)},
+    type({}.keys()): lambda value, keep: {"dict_keys": items(value, keep)},
+    type({}.items()): lambda value, keep: {"dict_items": items(value, keep)},
+    type({}.values()): lambda value, keep: {"dict_values": items(value, keep)},
+    type(NotImplemented): lambda value, keep: {"n": "NotImplemented"},
+    type(Ellipsis): lambda value, keep: {"n": "Ellipsis"},
+    type: lambda value, keep: {"n": value.__name__} if is_builtin_type(value) else keep(value),
+}
+
+
 def encode(value, keep):
     """Plain data (exact builtin and standard types) as JSON-able data; anything else through `keep(value)`."""
     kind = type(value)
-    if value is None or kind is bool or kind is str or kind is float:
-        return value
-    if kind is int:
-        return value if -(2**63) < value < 2**63 else {"i": hex(value)}
-    if kind is list:
-        return [encode(item, keep) for item in value]
-    if kind is tuple:
-        return {"t": [encode(item, keep) for item in value]}
-    if kind in (dict, collections.OrderedDict, collections.Counter):
-        pairs = [[encode(key, keep), encode(item, keep)] for key, item in value.items()]
-        return {"d" if kind is dict else kind.__name__: pairs}
-    if kind in (set, frozenset):
-        return {"s" if kind is set else "z": [encode(item, keep) for item in value]}
-    if kind is collections.deque:
-        items = [encode(item, keep) for item in value]
-        return {"q": items} if value.maxlen is None else {"deque": [items, value.maxlen]}
-    if kind in (bytes, bytearray):
-        return {"b" if kind is bytes else "a": value.hex()}
-    if kind is complex:
-        return {"c": [value.real, value.imag]}
-    if kind in (range, slice):
-        return {"r" if kind is range else "slice": [value.start, value.stop, value.step]}
-    if value is NotImplemented or value is Ellipsis:
-        return {"n": repr(value)}
-    if kind is type and getattr(builtins, value.__name__, None) is value:
-        return {"n": value.__name__}
-    if kind in (type({}.keys()), type({}.items()), type({}.values())):
-        return {kind.__name__: [encode(item, keep) for item in value]}
-    if kind is collections.defaultdict:
-        factory = value.default_factory
-        if factory is None or (type(factory) is type and getattr(builtins, factory.__name__, None) is factory):
-            pairs = [[encode(key, keep), encode(item, keep)] for key, item in dict.items(value)]
-            return {"defaultdict": [encode(factory, keep), pairs]}
-        return keep(value)
-    name = f"{kind.__module__}.{kind.__name__}"
-    if name == "decimal.Decimal":
+    if kind in WRITERS:
+        return WRITERS[kind](value, keep)
+    module, name = kind.__module__, kind.__name__
+    if (module, name) == ("decimal", "Decimal"):
         return {"D": str(value)}
-    if name == "fractions.Fraction":
-        return {"F": [encode(value.numerator, keep), encode(value.denominator, keep)]}
-    if kind.__module__ == "datetime" and kind.__name__ in DATES:
-        return {kind.__name__: [encode(getattr(value, part), keep) for part in DATES[kind.__name__]]}
-    if kind.__module__ in ("datetime", "zoneinfo") and hasattr(kind, "utcoffset"):
+    if (module, name) == ("fractions", "Fraction"):
+        return {"F": items([value.numerator, value.denominator], keep)}
+    if module == "datetime" and name in DATES:
+        return {name: [encode(getattr(value, part), keep) for part in DATES[name]]}
+    if module in ("datetime", "zoneinfo") and hasattr(kind, "utcoffset"):
         # A time zone: what counts in comparisons is its distance from UTC, where it has one for all times.
         offset = value.utcoffset(None)
         return keep(value) if offset is None else {"timezone": [encode(offset, keep)]}
-    if kind.__module__ == "numpy":
+    if module == "numpy":
         return encode(value.tolist(), keep)
     return keep(value)
+
+
+def read_decimal(body, read):
+    import decimal
+
+    return decimal.Decimal(body)
+
+
+def read_fraction(body, read):
+    import fractions
+
+    return fractions.Fraction(*map(read, body))
+
+
+def read_builtin(body, read):
+    value = getattr(builtins, body)
+    if isinstance(value, type) or value is NotImplemented or value is Ellipsis:
+        return value
+    raise ValueError("not a type")
+
+
+def date_reader(tag):
+    def read_date(body, read):
+        import datetime
+
+        parts = [read(part) for part in body]
+        fold = {"fold": parts.pop()} if "fold" in DATES.get(tag, ()) else {}
+        return getattr(datetime, tag)(*parts, **fold)
+
+    return read_date
+
+
+def read_dict(body, read):
+    return {read(key): read(item) for key, item in body}
+
+
+READERS = {
+    "i": lambda body, read: int(body, 16),
+    "t": lambda body, read: tuple([read(item) for item in body]),
+    "d": read_dict,
+    "OrderedDict": lambda body, read: collections.OrderedDict(read_dict(body, read)),
+    "Counter": lambda body, read: collections.Counter(read_dict(body, read)),
+    "defaultdict": lambda body, read: collections.defaultdict(read(body[0]), read_dict(body[1], read)),
+    "s": lambda body, read: {read(item) for item in body},
+    "z": lambda body, read: frozenset([read(item) for item in body]),
+    "q": lambda body, read: collections.deque([read(item) for item in body]),
+    "deque": lambda body, read: collections.deque(read(body[0]), body[1]),
+    "dict_keys": lambda body, read: dict.fromkeys(read(body)).keys(),
+    "dict_items": lambda body, read: dict(read(body)).items(),
+    "dict_values": lambda body, read: dict(enumerate(read(body))).values(),
+    "b": lambda body, read: bytes.fromhex(body),
+    "a": lambda body, read: bytearray.fromhex(body),
+    "c": lambda body, read: complex(*body),
+    "r": lambda body, read: range(*body),
+    "slice": lambda body, read: slice(*map(read, body)),
+    "D": read_decimal,
+    "F": read_fraction,
+    "n": read_builtin,
+    **{tag: date_reader(tag) for tag in (*DATES, "timezone")},
+}
 
 
 def decode(data, reference):
@@ -78,58 +159,8 @@ def decode(data, reference):
     if not isinstance(data, dict) or len(data) != 1:
         raise ValueError("malformed value")
     ((tag, body),) = data.items()
-    if tag == "i":
-        return int(body, 16)
-    if tag == "t":
-        return tuple([decode(item, reference) for item in body])
-    if tag in ("d", "OrderedDict", "Counter"):
-        kind = dict if tag == "d" else getattr(collections, tag)
-        return kind({decode(key, reference): decode(item, reference) for key, item in body})
-    if tag == "defaultdict":
-        return collections.defaultdict(decode(body[0], reference), decode({"d": body[1]}, reference))
-    if tag == "s":
-        return {decode(item, reference) for item in body}
-    if tag == "z":
-        return frozenset([decode(item, reference) for item in body])
-    if tag == "q":
-        return collections.deque([decode(item, reference) for item in body])
-    if tag == "deque":
-        return collections.deque(decode(body[0], reference), body[1])
-    if tag == "dict_keys":
-        return dict.fromkeys(decode(body, reference)).keys()
-    if tag == "dict_items":
-        return dict(decode(body, reference)).items()
-    if tag == "dict_values":
-        return dict(enumerate(decode(body, reference))).values()
-    if tag == "b":
-        return bytes.fromhex(body)
-    if tag == "a":
-        return bytearray.fromhex(body)
-    if tag == "c":
-        return complex(*body)
-    if tag == "r":
-        return range(*body)
-    if tag == "slice":
-        return slice(*body)
-    if tag == "D":
-        import decimal
-
-        return decimal.Decimal(body)
-    if tag == "F":
-        import fractions
-
-        return fractions.Fraction(decode(body[0], reference), decode(body[1], reference))
-    if tag == "n":
-        value = getattr(builtins, body)
-        if isinstance(value, type) or value is NotImplemented or value is Ellipsis:
-            return value
-        raise ValueError("not a type")
-    if tag in DATES or tag == "timezone":
-        import datetime
-
-        parts = [decode(part, reference) for part in body]
-        fold = {"fold": parts.pop()} if "fold" in DATES.get(tag, ()) else {}
-        return getattr(datetime, tag)(*parts, **fold)
+    if tag in READERS:
+        return READERS[tag](body, lambda part: decode(part, reference))
     return reference(tag, body)
 
 

@@ -63,7 +63,7 @@ def calls_within(node, names):
     return [called_name(part) for part in ast.walk(node) if called_name(part) in names]
 
 
-def helpers(trees, names):
+def helpers(trees, names, entry_point):
     """
     Names of the standard library that the tests use around or beside the function that they test, as a dict from name
     to module. A task may ask for a function of such a name: the one that is called first, innermost, is the program's.
@@ -76,7 +76,7 @@ def helpers(trees, names):
         for node in calls
         if not any(calls_within(argument, tested | known) for argument in [*node.args, *node.keywords])
     ]
-    if not tested:
+    if not tested and not entry_point:
         known -= {name for name in inner if name in known and not name[:1].isupper()} and set(inner[:1])
     return {name: STANDARD[name] for name in known}
 

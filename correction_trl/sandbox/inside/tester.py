@@ -164,8 +164,8 @@ def run_script(program, emit):
     emit({"done": True, "answer": encode(answer, as_text)})
 
 
-def run_tests(program, tests, job):
-    """Binds what the tests need, runs them, and returns the last event if it is not simply the end."""
+def bind(program, tests, job):
+    """The names that the tests find, their own setup's aside."""
     space = {"__name__": "tests", "__record__": tests.record, "__reached__": tests.reached.update}
     space["__StoppedCallError__"] = StoppedCallError
     wanted = tests.names - set(dir(builtins)) - {"candidate", job["entry_point"]}
@@ -173,10 +173,9 @@ def run_tests(program, tests, job):
         # The tests name builtins alone, such as a task whose function is called `sum`.
         wanted = tests.names & set(dir(builtins))
     # Tests that rely on the program's `import math` get the real one: `math.isclose` is not the program's to give.
-    standard = {} if job["entry_point"] and not wanted else helpers(tests.all, wanted - tests.modules)
     for name in tests.modules:
         space[name] = importlib.import_module(name)
-    for name, module in standard.items():
+    for name, module in helpers(tests.all, wanted - tests.modules, job["entry_point"]).items():
         space[name] = getattr(importlib.import_module(module), name)
     for name in wanted & set(PACKAGES):
         try:
@@ -188,10 +187,16 @@ def run_tests(program, tests, job):
         space[name] = program.ask("get", name)
         program.named.append(space[name])
     if len(given) > 1:
-        program.constructors += [space[name] for name in given if name[:1].isupper()]
-        program.constructors = [getattr(kind, "__remote__", kind) for kind in program.constructors]
+        kinds = [space[name] for name in given if name[:1].isupper()]
+        program.constructors = [getattr(kind, "__remote__", kind) for kind in kinds]
     if name := judged_by_itself(tests.all, {name for name in given if not name[:1].isupper()} | {"candidate"}):
         raise program.cannot_judge(f"the tests use {name} and do not define it: the program would judge itself")
+    return space
+
+
+def run_tests(program, tests, job):
+    """Runs the tests and returns the last event if it is not simply the end."""
+    space = bind(program, tests, job)
     try:
         exec(compile(tests.setup, "<setup>", "exec"), space)
     except Exception as error:
