@@ -1,8 +1,9 @@
 """From the text of a response to the answer that it gives, so that answers can be counted and compared."""
 
 from ..rewards.answer_extraction import find_answer
+from ..rewards.answer_writing import tidy
 from ..rewards.common import after_thinking
-from ..rewards.math_equality import plain_number, tidy
+from ..rewards.number_reading import plain_number
 
 
 def whole_text(response: str) -> str | None:

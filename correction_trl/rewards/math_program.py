@@ -9,9 +9,11 @@ from fractions import Fraction
 
 from ..sandbox import Job, LocalSandbox, Result, Sandbox
 from .answer_extraction import NUMBER, gold_answer
+from .answer_writing import tidy
 from .code_extraction import extract_code
 from .common import LastBatch, completion_text, read_column, report_unjudged
-from .math_equality import answers_equal, plain_number, tidy
+from .math_equality import answers_equal
+from .number_reading import plain_number
 
 
 @dataclass(frozen=True)
