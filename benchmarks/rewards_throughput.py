@@ -245,6 +245,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--items", type=int, default=10_000, help="items of the endurance run")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="these parts, and print them without writing a file")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "rewards.json")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
@@ -270,9 +271,15 @@ def main():
         "attacks": attacks,
         "endurance": lambda: endurance(arguments.data, arguments.items),
     }
+    if unknown := set(arguments.only or ()) - set(parts):
+        parser.error(f"--only: there is no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}.")
     for name, measure in parts.items():
+        if arguments.only and name not in arguments.only:
+            continue
         results[name] = measure()
         print(name, json.dumps(results[name], indent=2), flush=True)
+    if arguments.only:
+        return
     results["load_average_after"] = round(os.getloadavg()[0], 1)
     arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

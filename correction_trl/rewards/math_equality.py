@@ -274,7 +274,7 @@ BRACKETS = {"(": ")", "[": "]"}
 
 
 def compare_lists(gold: str, answer: str) -> bool | None:
-    """Lists and sets part by part in any order, pairs and intervals of the same brackets in theirs."""
+    """Pairs and intervals of the same brackets part by part, in their order; lists and sets in any."""
     built = [SET_BUILDER.fullmatch(text) for text in (gold, answer)]
     if any(built):
         gold, answer = (
@@ -289,6 +289,11 @@ def compare_lists(gold: str, answer: str) -> bool | None:
         return in_order(brackets[0][1], brackets[1][1])
     if any(brackets) and any(text.startswith(r"\{") and text.endswith(r"\}") for text in (gold, answer)):
         return False
+    return compare_parts(gold, answer)
+
+
+def compare_parts(gold: str, answer: str) -> bool | None:
+    """Lists and sets, each part once and in any order; `None` where neither is one."""
     parts = [parts_of(text) for text in (gold, answer)]
     if max(map(len, parts)) < 2:
         return None

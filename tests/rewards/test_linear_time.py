@@ -18,7 +18,7 @@ from correction_trl.rewards.toxicity import listed_words
 
 
 FOLDER = Path(rewards.__file__).parent
-# The patterns of code_extraction are matched at the beginning of a line alone; test_code_extraction times them so.
+# The patterns of code_extraction are matched at the beginning of a line alone; test_code_rewards times them so.
 MODULES = sorted(
     path.stem
     for path in FOLDER.glob("*.py")
