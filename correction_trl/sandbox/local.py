@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
@@ -84,9 +85,16 @@ class LocalSandbox:
             if problem:
                 raise SandboxUnavailableError(f"isolation={isolation!r} does not work here: {problem}.")
         workers = self.workers or usable_cpus()
+        running = Running()
         # A thread per running job, alive until its job has ended: the kernel kills a job whose thread is gone.
         with ThreadPoolExecutor(max_workers=min(workers, len(jobs))) as pool:
-            return list(pool.map(lambda job: run_one(job, self.limits, isolation, self.site_packages), jobs))
+            try:
+                return list(
+                    pool.map(lambda job: run_one(job, self.limits, isolation, self.site_packages, running), jobs)
+                )
+            except BaseException:
+                running.stop()  # Ctrl-C must not wait for the jobs that run, nor start others
+                raise
 
     def _choose(self) -> str:
         problems = []
@@ -108,8 +116,37 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool) -> Result:
+class Running:
+    """The processes of one call of `run`, so that it can be given up at once."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.processes = set()
+        self.stopped = False
+
+    def start(self, *arguments, **options) -> subprocess.Popen | None:
+        with self.lock:
+            if self.stopped:
+                return None
+            process = subprocess.Popen(*arguments, **options)
+            self.processes.add(process)
+            return process
+
+    def ended(self, process: subprocess.Popen):
+        with self.lock:
+            self.processes.discard(process)
+
+    def stop(self):
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool, running: Running | None = None) -> Result:
     """Runs one job in one process tree and waits for its end. Never raises because of the program."""
+    running = running or Running()
     with (
         tempfile.TemporaryDirectory(prefix="correction_trl_sandbox_") if isolation == "none" else _NoFolder() as folder
     ):
@@ -127,7 +164,7 @@ def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool) -> Re
         command = [sys.executable, "-S", "-s", "-B", "-c", start, package, json.dumps(config)]
         if isolation == "bubblewrap":
             command = bubblewrap_command(config, package, limits) + command
-        process = subprocess.Popen(
+        process = running.start(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -137,6 +174,8 @@ def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool) -> Re
             start_new_session=True,  # Ctrl-C in the trainer's terminal is the trainer's to handle
             close_fds=True,
         )
+        if process is None:
+            return Result(status="sandbox_error", error="interrupted")
         try:
             stdout, stderr = process.communicate(
                 json.dumps(asdict(job)).encode(), timeout=limits.wall_seconds + GRACE_SECONDS
@@ -149,6 +188,8 @@ def run_one(job: Job, limits: Limits, isolation: str, site_packages: bool) -> Re
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             raise
+        finally:
+            running.ended(process)
     try:
         report = json.loads(stdout)
     except ValueError:
@@ -329,8 +370,9 @@ for path in {secrets!r}:
         pass
 for folder in {folders!r}:
     try:
-        open(folder + "/written", "w").close()
-        could.append("write in " + folder)
+        open(folder + "/" + {name!r}, "w").close()
+        if os.path.realpath(folder) != "/tmp":  # the private folder; the host's of that name is looked at outside
+            could.append("write in " + folder)
     except OSError:
         pass
 try:
@@ -374,9 +416,16 @@ def try_isolation(isolation: str) -> str:
         os.chmod(folder, 0o777)
         os.chmod(secret, 0o666)
         limits = Limits(processes=4)
+        folders = [folder, "/", "/usr/lib", "/etc", os.path.expanduser("~"), "/dev", "/proc", "/tmp"]
+        try:
+            folders.append(os.getcwd())
+        except FileNotFoundError:
+            pass  # it was deleted
+        name = f"written_by_{os.path.basename(folder)}"
         program = TRIAL.format(
             secrets=[secret, "/etc/passwd", f"/proc/{os.getpid()}/environ"],
-            folders=[folder, "/", "/usr/lib", "/etc", os.path.expanduser("~"), os.getcwd(), "/dev", "/proc"],
+            folders=folders,
+            name=name,
             parent=os.getpid() if os.getpid() > 40 else os.getppid(),
             processes=limits.processes,
         )
@@ -385,6 +434,9 @@ def try_isolation(isolation: str) -> str:
             return result.error
         if result.error or not isinstance(result.answer, list):
             return f"the trial program ended with {result.status}: {result.error}"
-        if os.listdir(folder) != ["secret"]:
+        written = [path for path in {os.path.join(place, name) for place in folders} if os.path.exists(path)]
+        for path in written:
+            os.remove(path)
+        if written or os.listdir(folder) != ["secret"]:
             return "a program could write outside of its folder"
         return "" if not result.answer else "a program could " + ", ".join(map(str, result.answer))

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """
 Programs that attack the sandbox. Standard library only: also run by an interpreter without the test packages.
 
@@ -30,6 +31,37 @@ ATTACKS = {
     "memory of many children": (
         "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n        x = b'1' * (100 * 2**20)\n"
         "        time.sleep(9)\ntime.sleep(9)", TESTS, ("memory",)),
+    **{
+        f"shared memory, {name}": (
+            "import ctypes, mmap, os, time\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n"
+            "size, piece = 120 * 2**20, 2**22\nchunk, held = b'1' * piece, 0\ndef hold():\n" + hold + "\n"
+            "r, w = os.pipe()\nfor _ in range(3):\n    if os.fork() == 0:\n        try:\n            kept = hold()\n"
+            "            os.write(w, b'1')\n            time.sleep(9)\n        except BaseException:\n"
+            "            os.write(w, b'0')\n        os._exit(0)\n    held += int(os.read(r, 1))\n"
+            "answer = held if held == 3 else None", None, ("memory", "finished", "timeout"))
+        for name, hold in {
+            "kept": "    m = mmap.mmap(-1, size)\n    for i in range(0, size, piece):\n        m[i:i + piece] = chunk\n"
+                    "    return m",
+            "out of the page tables": "    m = mmap.mmap(-1, size)\n    for i in range(0, size, piece):\n"
+                                      "        m[i:i + piece] = chunk\n        m.madvise(mmap.MADV_DONTNEED, i, piece)\n"
+                                      "    return m",
+            "all but a page unmapped": "    p = libc.mmap(None, ctypes.c_size_t(size), 3, 0x21, -1, 0)\n"
+                                       "    if p in (None, 2**64 - 1):\n        raise OSError\n"
+                                       "    for i in range(piece, size, piece):\n"
+                                       "        ctypes.memset(p + i, 1, piece)\n"
+                                       "        libc.munmap(ctypes.c_void_p(p + i), ctypes.c_size_t(piece))",
+            "of /dev/zero": "    m = mmap.mmap(os.open('/dev/zero', os.O_RDWR), size)\n"
+                            "    for i in range(0, size, piece):\n        m[i:i + piece] = chunk\n"
+                            "        m.madvise(mmap.MADV_DONTNEED, i, piece)\n    return m",
+            "memfd": "    fd = os.memfd_create('x')\n    for i in range(0, size, piece):\n        os.write(fd, chunk)\n"
+                     "    return fd",
+            "System V": "    n = libc.shmget(0, ctypes.c_size_t(size), 0o1666)\n    if n < 0:\n        raise OSError",
+            "/dev/shm": "    with open(f'/dev/shm/{os.getpid()}', 'wb') as file:\n        for i in range(0, size, piece):\n"
+                        "            file.write(chunk)",
+            "files": "    for i in range(30):\n        with open(f'/tmp/{os.getpid()}_{i}', 'wb') as file:\n"
+                     "            file.write(chunk)",
+        }.items()
+    },
     "1 GB of output": ("import os\nfor _ in range(2**14):\n    os.write(1, b'x' * 2**16)", TESTS,
                        ("output", "died")),
     "1 GB of errors": ("import os\nfor _ in range(2**14):\n    os.write(2, b'x' * 2**16)", TESTS,

@@ -149,6 +149,19 @@ class TestLimits:
         assert results[0].answer is None and "annot allocate memory" in results[0].error
         assert results[1].answer == 2**28
 
+    def test_shared_memory_counts_once_and_in_full(self):
+        """400 of 1,024 MiB are shared among four processes; 1,200 are more than there may be."""
+        program = (
+            "import mmap, os\nheld = []\ntry:\n    for _ in range({n}):\n"
+            "        held.append(mmap.mmap(-1, 400 * 2**20))\n"
+            "except OSError as error:\n    answer = len(held), error.errno\nelse:\n"
+            "    pids = [os.fork() for _ in range(2)]\n    held[0].write(b'1' * 2**20)\n    if 0 in pids:\n"
+            "        os._exit(0)\n    os.wait()\n    answer = len(held), 0\n"
+        )
+        one, three = LocalSandbox(Limits(memory_bytes=2**30)).run([Job(program.format(n=n)) for n in (1, 3)])
+        assert one.answer == (1, 0), one
+        assert three.answer == (2, 12), three
+
     def test_output_is_cut(self):
         result = LocalSandbox(Limits(output_bytes=1000)).run([Job("print('x' * 500)\nprint('y' * 5000)")])[0]
         assert result.status == "output" and len(result.stdout) == 1000 and result.stdout.startswith("x" * 500)
@@ -361,6 +374,35 @@ class TestPlainData:
 
 
 class TestChoice:
+    @linux_only
+    @needs_isolation
+    @pytest.mark.parametrize("place", ["/tmp", "/tmp/", "/tmp/../tmp", "/", "/dev/shm"])
+    def test_works_from_any_folder(self, place, monkeypatch, tmp_path):
+        """The current folder or HOME may be one that the sandbox has too, as its own."""
+        works = [isolation for isolation, problem in PROBLEMS.items() if not problem]
+        local.try_isolation.cache_clear()
+        before = set(os.listdir("/tmp"))
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("HOME", place)
+        try:
+            assert [local.try_isolation(isolation) for isolation in works] == [""] * len(works)
+        finally:
+            local.try_isolation.cache_clear()
+        assert not [name for name in set(os.listdir("/tmp")) - before if name.startswith("written_by")]
+
+    @linux_only
+    @needs_isolation
+    def test_works_in_a_folder_that_was_deleted(self, monkeypatch, tmp_path):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        local.try_isolation.cache_clear()
+        try:
+            assert LocalSandbox(LIMITS).run([HONEST])[0].all_passed
+        finally:
+            local.try_isolation.cache_clear()
+
     def test_refuses_without_isolation(self, monkeypatch):
         monkeypatch.setattr(local, "try_isolation", lambda isolation: "not permitted")
         with pytest.raises(SandboxUnavailableError, match="allow_unsandboxed: true"):
@@ -386,7 +428,7 @@ class TestChoice:
         """The trial must fail where nothing is isolated, or it would prove nothing."""
         local.try_isolation.cache_clear()
         monkeypatch.setattr(local, "run_one", run_unprotected)
-        monkeypatch.setattr(local, "TRIAL", local.TRIAL.replace('"/written"', '"/../nowhere/written"'))
+        monkeypatch.setattr(local, "TRIAL", local.TRIAL.replace('"/" + {name!r}', '"/../nowhere/" + {name!r}'))
         try:
             assert "read" in local.try_isolation("namespaces")
         finally:
@@ -450,6 +492,18 @@ class TestNothingIsLeft:
         while jobs() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert jobs() == []
+
+    def test_interrupt_does_not_wait_for_the_jobs(self, nothing_left):
+        """Ctrl-C: the jobs that run are killed, those that wait are not started."""
+        jobs = [Job("import time\ntime.sleep(60)")] * 6
+        sandbox = LocalSandbox(Limits(cpu_seconds=60, wall_seconds=60.0), workers=2)
+        sandbox.run([HONEST])
+        timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run(jobs)
+        assert time.monotonic() - start < 10
 
     def test_from_another_thread(self):
         box = []

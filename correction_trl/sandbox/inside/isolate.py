@@ -16,6 +16,8 @@ others.
 """
 
 import ctypes
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -212,9 +214,53 @@ def confine(limits, user_id, extra_processes):
 # -------------------------------------------------------------------------------------------------- watching the job
 
 
+class SharedMemory:
+    """
+    Counts shared mappings. Their pages belong to no process: after `munmap` or `madvise` they are in nobody's resident
+    size and stay while any piece is mapped anywhere. So the kernel asks this process before each of them (a seccomp
+    filter that the program inherits), and all of their lengths together may be no more than `memory_bytes`.
+    """
+
+    RECEIVE, SEND, CONTINUE = 0xC0502100, 0xC0182101, 1  # ioctls and the flag of <linux/seccomp.h>
+
+    def __init__(self, memory_bytes):
+        self.free = memory_bytes
+        self.held = 0
+        mmap, seccomp = {"x86_64": (9, 317), "aarch64": (222, 277)}[os.uname().machine]
+        prctl(PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
+        # Where another program listens already (some containers), there can be no second: refuse what can be written.
+        self.fd = self.install(mmap, seccomp, flags=8, verdict=0x7FC00000)
+        if self.fd < 0:
+            check(self.install(mmap, seccomp, flags=0, verdict=0x00050000 | errno.ENOMEM), "seccomp")
+            self.fd = None
+
+    def install(self, mmap, seccomp, flags, verdict):
+        lines = [(0x20, 0, 0, 0), (0x15, 0, 3, mmap)]  # another system call: allowed
+        lines += [(0x20, 0, 0, 40), (0x45, 0, 1, 1)]  # the flags without MAP_SHARED: allowed
+        lines += [(0x06, 0, 0, verdict), (0x06, 0, 0, 0x7FFF0000)]
+        code = b"".join(struct.pack("HBBI", *line) for line in lines)
+        buffer = ctypes.create_string_buffer(code, len(code))
+        return libc.syscall(seccomp, 1, flags, struct.pack("HxxxxxxP", len(lines), ctypes.addressof(buffer)))
+
+    def answer(self):
+        """Lets a mapping be made, or fail for lack of memory."""
+        request = bytearray(80)
+        try:
+            fcntl.ioctl(self.fd, self.RECEIVE, request)
+            (number,), (length,) = struct.unpack_from("Q", request), struct.unpack_from("Q", request, 40)
+            length = -(-length // 4096) * 4096
+            if allowed := length <= self.free:
+                self.free -= length
+                self.held += length
+            reply = struct.pack("QqiI", number, 0, 0 if allowed else -errno.ENOMEM, self.CONTINUE if allowed else 0)
+            fcntl.ioctl(self.fd, self.SEND, reply)
+        except OSError:
+            pass  # who asked was killed meanwhile
+
+
 def descendants():
-    """Process ids of all that this process started, children's children too, with their resident bytes."""
-    parents, resident = {}, {}
+    """Process ids of all that this process started, children's children too, with their private bytes."""
+    parents = {}
     if sys.platform != "linux":
         return {}
     for entry in os.listdir("/proc"):
@@ -226,11 +272,20 @@ def descendants():
         except OSError:
             continue  # it ended meanwhile
         parents[int(entry)] = int(fields[1])
-        resident[int(entry)] = int(fields[21]) * resource.getpagesize()
     found = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
-    return {pid: resident[pid] for pid in found - {os.getpid()}}
+    return {pid: private_memory(pid) for pid in found - {os.getpid()}}
+
+
+def private_memory(pid):
+    """Bytes of a process that no other has, swapped out or not; see `SharedMemory` for the others."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            lines = [line.split() for line in file if line.startswith(("RssAnon:", "VmSwap:"))]
+    except OSError:
+        return 0  # it ended meanwhile
+    return sum(int(line[1]) * 1024 for line in lines)
 
 
 def kill_descendants():
@@ -249,6 +304,44 @@ def kill_descendants():
         time.sleep(0.005)
 
 
+def feed(poll, stdin_fd, pending):
+    """Writes what the program's stdin takes now, and closes it at the end. Returns what is left."""
+    try:
+        pending = pending[os.write(stdin_fd, pending) if pending else 0 :]
+    except BlockingIOError:
+        return pending
+    except OSError:
+        pending = b""  # the program closed it
+    if not pending:
+        poll.unregister(stdin_fd)
+        os.close(stdin_fd)
+    return pending
+
+
+def drain(captured, fds, most):
+    """What the program printed just before it was done is still in the pipes."""
+    for fd in fds:
+        os.set_blocking(fd, False)
+        try:
+            while (chunk := os.read(fd, 65536)) and len(captured[fd]) <= most:
+                captured[fd] += chunk
+        except BlockingIOError:
+            pass
+
+
+def how_it_ended(program, events):
+    """The number of the signal that killed the program, `None` if none did."""
+    for _ in range(20):
+        # Gone without a signal's trace in the events: say which. The zombie may come a moment after its pipes.
+        done, code = os.waitpid(program, os.WNOHANG)
+        if done:
+            return os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
+        if b'"gone"' not in events:
+            break
+        time.sleep(0.005)
+    return None
+
+
 def watch(config):
     """Runs the job in two forked processes, within its limits. Returns the result as a dict."""
     limits = config["limits"]
@@ -258,6 +351,7 @@ def watch(config):
     if config["isolation"] == "none":
         extra = 10_000  # the count would be of all of this user's processes on the machine
     start = time.monotonic()
+    shared = SharedMemory(limits["memory_bytes"]) if sys.platform == "linux" else None
     program, requests, results, stdin_fd, stdout_fd, stderr_fd = fork_program(
         lambda: confine(limits, program_user, extra)
     )
@@ -266,11 +360,11 @@ def watch(config):
     tester = os.fork()
     if tester == 0:
         try:
-            os.close(events_r)
+            listener = [] if shared is None or shared.fd is None else [shared.fd]
             quiet = os.open("/dev/null", os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(quiet, fd)
-            for fd in (stdin_fd, stdout_fd, stderr_fd):
+            for fd in (events_r, stdin_fd, stdout_fd, stderr_fd, *listener):
                 os.close(fd)
             os.chdir("/")
             confine(limits, tester_user, extra + limits["processes"])
@@ -285,12 +379,11 @@ def watch(config):
     captured = {stdout_fd: b"", stderr_fd: b"", events_r: b""}
     for fd in captured:
         poll.register(fd, selectors.EVENT_READ)
-    pending_input = job["stdin"].encode()
-    if pending_input:
-        os.set_blocking(stdin_fd, False)
-        poll.register(stdin_fd, selectors.EVENT_WRITE)
-    else:
-        os.close(stdin_fd)
+    pending_input = job["stdin"].encode(errors="replace")
+    os.set_blocking(stdin_fd, False)
+    poll.register(stdin_fd, selectors.EVENT_WRITE)
+    if shared is not None and shared.fd is not None:
+        poll.register(shared.fd, selectors.EVENT_READ)
 
     status = "finished"
     next_look = start + POLL_SECONDS
@@ -301,23 +394,17 @@ def watch(config):
             break
         if now > next_look:
             # Each process has its own RLIMIT_AS; together they may have no more than one.
-            used = sum(descendants().values())
+            used = sum(descendants().values()) + (shared.held if shared is not None else 0)
             if used > limits["memory_bytes"]:
                 status = "memory"
                 break
             next_look = now + POLL_SECONDS
         for key, _ in poll.select(min(POLL_SECONDS, limits["wall_seconds"])):
             if key.fd == stdin_fd:
-                try:
-                    written = os.write(stdin_fd, pending_input)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    written = len(pending_input)  # the program closed it
-                pending_input = pending_input[written:]
-                if not pending_input:
-                    poll.unregister(stdin_fd)
-                    os.close(stdin_fd)
+                pending_input = feed(poll, stdin_fd, pending_input)
+                continue
+            if key.fd not in captured:
+                shared.answer()
                 continue
             chunk = os.read(key.fd, 65536)
             if not chunk:
@@ -326,25 +413,9 @@ def watch(config):
         if len(captured[stdout_fd]) > limits["output_bytes"] or len(captured[stderr_fd]) > limits["output_bytes"]:
             status = "output"
             break
-    # What the program printed just before it was done is still in the pipes.
-    for fd in (stdout_fd, stderr_fd):
-        os.set_blocking(fd, False)
-        try:
-            while (chunk := os.read(fd, 65536)) and len(captured[fd]) <= limits["output_bytes"]:
-                captured[fd] += chunk
-        except BlockingIOError:
-            pass
+    drain(captured, (stdout_fd, stderr_fd), limits["output_bytes"])
     seconds = time.monotonic() - start
-    signal_number = None
-    for _ in range(20):
-        # Gone without a signal's trace in the events: say which. The zombie may come a moment after its pipes.
-        done, code = os.waitpid(program, os.WNOHANG)
-        if done:
-            signal_number = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
-            break
-        if b'"gone"' not in captured[events_r]:
-            break
-        time.sleep(0.005)
+    signal_number = how_it_ended(program, captured[events_r])
     for pid in (program, tester):
         try:
             os.killpg(pid, signal.SIGKILL)
