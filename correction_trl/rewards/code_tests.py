@@ -22,7 +22,8 @@ class CodeTests:
             `"humaneval"`: columns `prompt` (or `code_prompt`, as the trainer keeps `prompt` for itself), `test` (which
             defines `check(candidate)`) and `entry_point`; a completion is the whole function or only its body.
         share (`bool`, *optional*, defaults to `False`):
-            Value is the share of tests passed instead of all or nothing. A test is an `assert` statement.
+            Value is the share of tests passed instead of all or nothing. A test is an `assert` statement, counted once
+            however often it runs.
         sandbox (`Sandbox`, *optional*):
             Defaults to `LocalSandbox()`.
         show_tests (`bool`, *optional*, defaults to `True`):
@@ -61,7 +62,7 @@ class CodeTests:
     def __call__(
         self, completions: list, log_metric: Callable[[str, float], None] | None = None, **columns
     ) -> list[float | None]:
-        """One value per completion, in [0, 1]; `None` where the sandbox failed or the tests cannot be run in it."""
+        """One value per completion, in [0, 1]; `None` where the sandbox failed or the tests cannot judge."""
         results = self._run(completions, columns)
         values = []
         for result in results:

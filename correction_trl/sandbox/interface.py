@@ -15,7 +15,8 @@ class Limits:
         wall_seconds (`float`, *optional*, defaults to `10.0`):
             Time from start to end of the whole job, in seconds.
         memory_bytes (`int`, *optional*, defaults to `1 GiB`):
-            Address space of each process, and resident memory of all processes of the job together.
+            Address space of each process, and memory of all processes of the job together: what is private to them,
+            and the full length of every shared mapping that the job ever made.
         processes (`int`, *optional*, defaults to `8`):
             Processes and threads that the program may have at once.
         output_bytes (`int`, *optional*, defaults to `1 MiB`):
@@ -85,10 +86,11 @@ class Result:
         status (`str`):
             `"finished"`: it ran to its end (well or not). `"timeout"`, `"memory"`, `"output"`: killed over that
             limit. `"died"`: a process ended before its work was done (a signal, `os._exit`, the CPU limit).
-            `"unsupported"`: the tests need something that cannot be handed to the program. `"sandbox_error"`: the
-            sandbox itself failed; `error` says how. The last two say nothing about the program.
+            `"unsupported"`: the tests need something that cannot be handed to the program or compared here.
+            `"sandbox_error"`: the sandbox itself failed; `error` says how. The last two say nothing about the program.
         passed (`int`):
-            Tests that passed. A test is an `assert` statement, or a whole test where there are no asserts.
+            Tests that passed. A test is an `assert` statement that ran and never failed, or a whole test where there
+            are no asserts.
         total (`int`):
             Tests in all; 0 for a job without tests.
         all_passed (`bool`):
