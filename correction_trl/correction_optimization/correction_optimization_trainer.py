@@ -51,6 +51,13 @@ from ..policy.attention import unsupported_reason
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.reference import (
+    check_model_to_train,
+    check_reference,
+    copy_policy_to_reference,
+    reference_cause,
+    reference_of,
+)
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, decode, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
@@ -215,7 +222,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = CorrectionOptimizationConfig(f"{model_name.split('/')[-1]}-correction-optimization")
 
-        # Everything that can be wrong with the data is said before a model is loaded.
+        # Everything that can be wrong is said before a model is loaded.
+        check_model_to_train(model, peft_config, processing_class)
         if train_dataset is None:
             raise BadInput("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
         check_dataset(train_dataset, "train_dataset", teacher)
@@ -316,6 +324,10 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         # log-probs are precomputed. Reference-free needs neither, so it is told the latter, and
         # `_precompute_ref_logps` does nothing.
         args.precompute_ref_log_probs = args.precompute_ref_log_probs or args.reference_free
+        self._reference_checked = args.reference_free or ref_model is not None
+        zero_3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+        if ref_model is None and not args.precompute_ref_log_probs and not zero_3:
+            ref_model = reference_of(model, peft_config)
         super().__init__(
             model=model,
             ref_model=ref_model,
@@ -332,6 +344,14 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             self.ref_model = None
         if self.accelerator.device.type == "cpu":
             keep_trainable_on_cpu(self.model)
+        if is_peft_model(self.model) and "ref" in self.model.peft_config:
+            copy_policy_to_reference(self.model)
+        if getattr(peft_config, "init_lora_weights", True) is False and not self._reference_checked:
+            self._reference_checked = True
+            logger.warning(
+                "The adapter starts at random values (`init_lora_weights=False`): the reference is the model without "
+                "it, which is not the policy before training."
+            )
         self._wrap_collator()
         self._share_prefix_where_exact()
         # A stream is dealt out to the processes as tensors; its batches stay as they come
@@ -929,6 +949,38 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         response, correction = self._scores(self._reference_log_probs(model, inputs), inputs)
         return correction, response
 
+    def _check_reference(self, model, inputs, reference: PairLogProbs | None, ref_scores: tuple[torch.Tensor, ...]):
+        """On the first batch of a run (not of a resumed one), where the reference was not given."""
+        if self._reference_checked or self.state.global_step > 0:
+            return
+        self._reference_checked = True
+
+        def difference():
+            policy = self._pair_log_probs(model, inputs, with_entropy=False)[0]
+            if reference is not None:
+                sides = ((policy.response, reference.response), (policy.correction, reference.correction))
+                n_tokens = policy.response_mask.sum() + policy.correction_mask.sum()
+                return sum((own - other).abs().sum() for own, other in sides) / n_tokens.clamp(min=1)
+            n_tokens = [1, 1]
+            if self.args.loss_type not in ("ipo", "ddpo"):  # whose scores are per token
+                n_tokens = [policy.response_mask.sum(1), policy.correction_mask.sum(1)]
+            differences = [
+                ((own - other) / n).abs().max()
+                for own, other, n in zip(self._scores(policy, inputs), ref_scores, n_tokens, strict=True)
+            ]
+            return torch.stack(differences).max()
+
+        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        with self.accelerator.autocast():
+            check_reference(
+                model,
+                difference,
+                # Log-probs that were computed beforehand come from batches of another shape
+                tolerance=1e-3 if exact else 2e-2 if reference is not None else 5e-2,
+                reduce=lambda value: self.accelerator.gather(value.detach().reshape(1)).max(),
+                cause=reference_cause(self.accelerator.unwrap_model(self.model)),
+            )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if return_outputs:
             raise ValueError("The CorrectionOptimizationTrainer does not return outputs; set `prediction_loss_only`.")
@@ -943,6 +995,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             else:
                 reference = self._reference_log_probs(self.ref_model or self.model, inputs)
                 ref_response, ref_correction = self._scores(reference, inputs)
+            self._check_reference(model, inputs, reference, (ref_response, ref_correction))
             response_scores = response_scores - ref_response
             correction_scores = correction_scores - ref_correction
 

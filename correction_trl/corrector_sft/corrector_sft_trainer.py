@@ -35,6 +35,7 @@ from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.reference import check_model_to_train
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
@@ -171,6 +172,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             args = CorrectorSFTConfig(f"{model_name.split('/')[-1]}-corrector-sft")
 
         # Everything that can be wrong with the data is said before a model is loaded.
+        check_model_to_train(model, peft_config, processing_class)
         _check_inputs(args, train_dataset, value_function, feedback_function, generator)
         self._has_generations = "generations" in train_dataset.column_names
         self.value_function, self.feedback_function = value_function, feedback_function

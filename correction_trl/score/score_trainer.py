@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import RLOOTrainer
+from trl.models import prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id, pad, use_adapter
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
 from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import chat_template_kwargs, check_dataset, message_text
@@ -28,6 +29,14 @@ from ..policy.attempts import FollowUp, FollowUps
 from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
+from ..policy.reference import (
+    check_model_to_train,
+    check_reference,
+    copy_policy_to_reference,
+    reference_cause,
+    reference_of,
+    reference_parameters,
+)
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, decode, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
@@ -165,11 +174,17 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         # Everything that can be wrong with the inputs is said before a model is loaded
         _check_inputs(args, reward_funcs, train_dataset, eval_dataset)
+        check_model_to_train(model, peft_config, processing_class)
         first = next(iter(train_dataset))
 
         self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2")
         # RLOOTrainer keeps a reference if its single `beta` is not 0; here the weights are per attempt and per stage
         args.beta = 1.0 if self._needs_reference else 0.0
+        reference = None  # of a model in memory, a copy; otherwise RLOOTrainer makes the right one
+        if self._needs_reference and args.deepspeed_plugin is None:
+            reference = reference_of(model, peft_config)
+            args.beta = args.beta if reference is None else 0.0
+        self._reference_checked = getattr(peft_config, "init_lora_weights", True) is False
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -183,6 +198,10 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             peft_config=peft_config,
         )
         args.beta = None
+        if reference is not None:
+            self._take_reference(reference)
+        elif is_peft_model(self.model) and "ref" in self.model.peft_config:
+            self._copy_policy_to_reference()
         if self._is_vlm:
             raise BadInput("SCoRe takes text models; pass the tokenizer, not a processor, as `processing_class`.")
         keep_trainable_on_cpu(self.model)
@@ -216,6 +235,16 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         self._slices: list[dict[str, torch.Tensor]] = []  # rollouts of an update that wait for its last step
         self._beta_2 = args.beta_2
         self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
+
+    def _take_reference(self, reference: PreTrainedModel):
+        """Prepare a reference as RLOOTrainer prepares its own."""
+        if self.args.disable_dropout:
+            disable_dropout_in_model(reference)
+        add_fused_lm_head(reference, temperature=self.temperature)
+        if self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(reference, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _check_lengths(self, dataset: Dataset | IterableDataset):
         """A row of all attempts has to fit the model; looked at for the longest prompts, before the first step."""
@@ -365,6 +394,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
             if args.beta_1 > 0 or (stage == 1 and self._beta_2 > 0):
                 batch["ref_log_probs"] = self._reference_log_probs(batch, n_rows)  # (B, T - 1)
+                self._check_reference(batch, n_rows)
             # Rollouts that serve more than one update need the policy that sampled them
             if args.steps_per_generation > args.gradient_accumulation_steps or self.num_iterations > 1:
                 log_probs = self._in_chunks(self.model, batch, n_rows)
@@ -504,24 +534,27 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
 
     def _reference_parameters(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """name -> (reference parameter, policy parameter)."""
-        policy = self.accelerator.unwrap_model(self.model)
-        if self.ref_model is not None:
-            own = dict(policy.named_parameters())
-            reference = self.accelerator.unwrap_model(self.ref_model)
-            return {name: (parameter, own[name]) for name, parameter in reference.named_parameters()}
-        own = dict(policy.named_parameters())
-        pairs = {}
-        for name, parameter in own.items():
-            parts = name.split(".")  # `ref` stands in the middle of a name, or at its end (embeddings)
-            if "ref" in parts:
-                pairs[name] = parameter, own[".".join("default" if part == "ref" else part for part in parts)]
-        return pairs
+        unwrap = self.accelerator.unwrap_model
+        return reference_parameters(unwrap(self.model), None if self.ref_model is None else unwrap(self.ref_model))
 
-    @torch.no_grad()
     def _copy_policy_to_reference(self):
-        for reference, policy in self._reference_parameters().values():
-            reference.data = policy.data.clone()
-            reference.requires_grad_(False)
+        unwrap = self.accelerator.unwrap_model
+        copy_policy_to_reference(unwrap(self.model), None if self.ref_model is None else unwrap(self.ref_model))
+
+    def _check_reference(self, batch: dict[str, torch.Tensor], n_rows: int):
+        """On the first batch of a run, not of a resumed one."""
+        if self._reference_checked or self.state.global_step > 0:
+            return
+        self._reference_checked = True
+        n_tokens = (batch["turn_ids"] > 0).sum().clamp(min=1)
+        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        check_reference(
+            self.model,
+            lambda: (self._in_chunks(self.model, batch, n_rows) - batch["ref_log_probs"]).abs().sum() / n_tokens,
+            tolerance=1e-3 if exact else 2e-2,
+            reduce=lambda value: self.accelerator.gather(value.reshape(1)).max(),
+            cause=reference_cause(self.accelerator.unwrap_model(self.model)),
+        )
 
     def _adapt_beta_2(self, stage: int):
         """A proportional controller on log beta_2, moving it by at most 10 % per update of the policy."""
