@@ -11,7 +11,8 @@ from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
 
-# (beta, nll_weight) where they are not set: see docs/loss_study.md
+# (beta, nll_weight) where they are not set. Sigmoid's: docs/loss_study.md, at 14 tokens; the others have the same ratio of
+# the preference term to the anchor on an edited token (0.42), and are not measured
 DEFAULTS = {
     "linear": (0.1, 2.4),
     "sigmoid": (0.3, 0.36),
@@ -59,16 +60,16 @@ class CorrectionOptimizationConfig(DPOConfig):
             (DPO-Positive), `"cpl"` (sigmoid with a conservative bias) or `"ddpo"` (sigmoid on scores that weight the
             corrected tokens). See `correction_trl/correction_optimization/losses.py` for the formulas.
         beta (`float`, *optional*):
-            Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ. By default the one of
-            [docs/loss_study.md](../../docs/loss_study.md) for the loss, 0.3 for `"sigmoid"`.
+            Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ. By default 0.3, and 0.5
+            for `"ddpo"`.
         reference_free (`bool`, *optional*, defaults to `False`):
             `True`: P = π, no reference model is loaded. `False`: P = π / π_old, π_old being the policy before training
             (or `ref_model`, or with `sync_ref_model` a slowly following copy).
         nll_weight (`float`, *optional*):
             Weight of the NLL anchor −log π(y'|x), which keeps the correction's likelihood from falling together with
             the response's. It weighs tokens as the loss does (a sum; for `"ipo"` a mean, for `"ddpo"` edit-weighted),
-            so that its share of the gradient is the same at every length. By default the one of
-            [docs/loss_study.md](../../docs/loss_study.md) for the loss, 0.36 for `"sigmoid"`; `0.0` removes it.
+            so that its share of the gradient is the same at every length. By default 0.36 for
+            `"sigmoid"`, and as much for the others that the two terms stand in the same ratio; `0.0` removes it.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             ε in [0, 0.5) of conservative DPO; for `loss_type="sigmoid"` only.
         dpop_lambda (`float`, *optional*, defaults to `50.0`):

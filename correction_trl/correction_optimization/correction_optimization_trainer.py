@@ -64,6 +64,7 @@ from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
 from ..teachers.policy import PolicyTeacher
+from .callbacks import DisplacementCallback
 from .correction_optimization_config import CorrectionOptimizationConfig
 from .length_prior import make_length_prior
 from .losses import (
@@ -317,7 +318,6 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         self._n_to_skip = 0  # after a resume: microbatches of the data loader that `_ready` already covers
         self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._examples_to_print = []
-        self._warned_displacement = False
         self._eval_batch = 0
 
         # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference
@@ -352,6 +352,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                 "The adapter starts at random values (`init_lora_weights=False`): the reference is the model without "
                 "it, which is not the policy before training."
             )
+        self.add_callback(DisplacementCallback())
         self._wrap_collator()
         self._share_prefix_where_exact()
         # A stream is dealt out to the processes as tensors; its batches stay as they come
@@ -1108,39 +1109,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             self._sums[mode].clear()
         super().log(logs, start_time)
         if mode == "train" and "logps/correction" in logs:
-            self._watch_displacement()
             if self.args.log_completions and self.accelerator.is_main_process and self._examples_to_print:
                 self._print_examples()
-
-    def _watch_displacement(self):
-        """Warn, once, when the corrections have become clearly less likely than they were at the start."""
-        if self._warned_displacement:
-            return
-        if not math.isfinite(self.state.log_history[-1]["logps/correction"]):
-            self._warned_displacement = True
-            warnings.warn(
-                "`logps/correction` is not finite: the policy has diverged. Lower the learning rate, or use a bounded "
-                "`loss_type` with an `nll_weight`.",
-                stacklevel=2,
-            )
-            return
-        history = [entry["logps/correction"] for entry in self.state.log_history if "logps/correction" in entry]
-        window = max(3, len(history) // 5)
-        if len(history) < 2 * window:
-            return
-        start, now = history[:window], history[-window:]
-        fall = sum(start) / window - sum(now) / window
-        spread = math.sqrt(sum(_variance(values) / window for values in (start, now)))
-        if fall > 0.1 * abs(sum(start) / window) + 4 * spread:
-            self._warned_displacement = True
-            remedy = "raise `nll_weight`" if self.args.nll_weight else "set `nll_weight: 5.0`"
-            warnings.warn(
-                f"The corrections have become less likely than at the start: `logps/correction` fell by {fall:.2f} "
-                f"nats to {sum(now) / window:.2f}. The loss is pushing responses and corrections down together "
-                f"(likelihood displacement): {remedy}, lower the learning rate, or use a bounded `loss_type` such as "
-                "'sigmoid' or 'dpop'; stored pairs should not be used for more than one epoch.",
-                stacklevel=2,
-            )
 
     def _print_examples(self):
         if not is_rich_available():
@@ -1195,8 +1165,3 @@ def _vllm_generation() -> type:
 
 def _nan_if_none(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _variance(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
