@@ -11,8 +11,8 @@ from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
 
-# (beta, nll_weight) where they are not set. Sigmoid's: docs/loss_study.md, at 14 tokens; the others have the same ratio of
-# the preference term to the anchor on an edited token (0.42), and are not measured
+# (beta, nll_weight) where they are not set. Sigmoid's: docs/loss_study.md, at 14 tokens; the others have the same
+# ratio of the preference term to the anchor on an edited token (0.42), and were not measured
 DEFAULTS = {
     "linear": (0.1, 2.4),
     "sigmoid": (0.3, 0.36),
