@@ -119,6 +119,33 @@ def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | Itera
         if own in columns and trl not in columns:
             dataset = dataset.rename_column(own, trl)
     first = next(iter(dataset))
+    if "prompt" in first and any(isinstance(first[column], list) for column in _TRL_NAMES):
+
+        def without_the_prompt(row):
+            """A prompt as messages, and completions that begin after it: many datasets repeat the conversation."""
+            prompt, completions = row["prompt"], [row[column] for column in _TRL_NAMES]
+            if isinstance(prompt, str):
+                prompt = [{"role": "user", "content": prompt}]
+            n = len(prompt)
+            completions = [
+                messages[n:]
+                if isinstance(messages, list) and len(messages) > n and messages[:n] == prompt
+                else messages
+                for messages in completions
+            ]
+            return {"prompt": prompt, **dict(zip(_TRL_NAMES, completions, strict=True))}
+
+        if isinstance(dataset, Dataset):
+            features = dataset.features.copy()
+            features["prompt"] = next(dataset.features[c] for c in _TRL_NAMES if isinstance(first[c], list))
+            dataset = (
+                dataset.map(without_the_prompt, features=features)
+                if isinstance(first["prompt"], str)
+                else (dataset.map(without_the_prompt))
+            )
+        else:
+            dataset = dataset.map(without_the_prompt)
+        first = next(iter(dataset))
     if isinstance(first.get("prompt"), list) and any(isinstance(first[column], str) for column in _TRL_NAMES):
 
         def as_messages(row):

@@ -268,3 +268,15 @@ def test_conversations_stay_as_they_are(chat_pairs):
 )
 def test_problems_are_called_by_their_id_where_it_tells_them_apart(columns, ids):
     assert problem_ids(columns, 2) == ids
+
+
+@pytest.mark.parametrize("prompt", ["1+1=", USER], ids=["text", "messages"])
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_conversations_that_repeat_the_prompt_begin_after_it(prompt, as_stream):
+    """The best-known preference format: a prompt as text, and both conversations whole."""
+    rows = [{"prompt": prompt, "rejected": [*USER, {"role": "assistant", "content": "3"}], "chosen": USER + ASSISTANT}]
+    dataset = stream(*rows) if as_stream else Dataset.from_list(rows)
+    row = next(iter(to_preference_columns(dataset)))
+    assert row["prompt"] == USER
+    assert row["chosen"] == ASSISTANT
+    assert row["rejected"] == [{"role": "assistant", "content": "3"}]
