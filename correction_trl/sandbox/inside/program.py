@@ -4,10 +4,8 @@ import builtins
 import collections
 import importlib
 import json
-import linecache
 import os
 import sys
-import traceback
 import types
 
 from .plain_data import base_of, decode, encode, own_data, shorten
@@ -18,7 +16,7 @@ def serve(requests, results):
     module = types.ModuleType("solution")
     handles = []
     numbers = {}  # id of an object (kept alive by `handles`) -> its handle, so that one object has one handle
-    loops = []
+    loops, sources = [], []
 
     def number_of(value):
         if id(value) not in numbers:
@@ -73,7 +71,7 @@ def serve(requests, results):
     def load(source, name):
         module.__name__ = name
         sys.modules[name] = module  # dataclasses and pickle look a class's module up
-        linecache.cache["<program>"] = (len(source), None, source.splitlines(True), "<program>")
+        sources.append(source)
         exec(compile(source, "<program>", "exec"), module.__dict__)
 
     def wait_for(awaitable):
@@ -156,6 +154,12 @@ def serve(requests, results):
                 if changed:
                     reply["changed"] = changed
         except BaseException as error:  # SystemExit and KeyboardInterrupt too: they are the program's failure
+            # Here and not above: most programs need no traceback, and these two take longer than all else to load.
+            import linecache
+            import traceback
+
+            lines = sources[-1].splitlines(True) if sources else []
+            linecache.cache["<program>"] = (0, None, lines, "<program>")
             frames = [
                 frame
                 for frame in traceback.extract_tb(error.__traceback__)
