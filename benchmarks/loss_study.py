@@ -36,7 +36,10 @@ LOSSES = {
     "linear, unchanged kept": {"loss_type": "linear", "reference_free": True, "unchanged_pairs": "keep"},
     "sigmoid, unchanged kept": {"loss_type": "sigmoid", "beta": 0.3, "unchanged_pairs": "keep"},
 }
-# Loss and weights of the NLL anchor
+# Every y' of the task has so many tokens. The study names the anchor's weight for the mean over them; `nll_weight` is that
+# of their sum, so many times smaller (but for `ipo` and `ddpo`, whose anchors are means)
+N_TOKENS = 14
+# Loss and weights of the NLL anchor, per token
 ON_POLICY = {
     "linear": (0.0, 0.5),
     "sigmoid": (0.0, 0.5, 1.0, 5.0),
@@ -124,7 +127,7 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
             **common,
             loss_type="sigmoid",
             beta=1e-9,
-            nll_weight=nll_weight,
+            nll_weight=nll_weight / N_TOKENS,
             unchanged_pairs="keep",
             reference_free=True,
             max_completion_length=16,
@@ -144,6 +147,8 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
             )
         trainer = SFTTrainer(model_path, args=SFTConfig(**common), train_dataset=dataset)
     else:
+        if loss not in ("ipo", "ddpo"):
+            nll_weight = nll_weight / N_TOKENS
         config = CorrectionOptimizationConfig(
             **common, **LOSSES[loss], nll_weight=nll_weight, max_completion_length=16, max_length=None
         )
@@ -185,7 +190,7 @@ def write_table(results: study.Study):
             ["base model", "", "", *(f"{100 * base[name]['mean']:.1f}" for name in ("acc@t1", "acc@t1/sampled")),
              f"{100 * base['correction_edit_ratio']['mean']:.1f} %", f"{base['logps/correction']['mean']:.2f}"]
         ]  # fmt: skip
-        headings = "loss, NLL anchor, lr, acc@t1 (greedy), acc@t1 (sampled), edit ratio, log π(y'\\|x)".split(", ")
+        headings = "loss, NLL anchor (of the mean), lr, acc@t1 (greedy), acc@t1 (sampled), edit ratio, log π(y'\\|x)".split(", ")
         of_losses = [_row(*of_loss) for of_loss in groups.items()]
         rows += [cells for _, cells in sorted(of_losses, key=lambda row: (row[0], row[1]))]
         lines += [f"## {title}", "", *study.table(headings, rows), ""]
