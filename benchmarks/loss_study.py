@@ -36,8 +36,8 @@ LOSSES = {
     "linear, unchanged kept": {"loss_type": "linear", "reference_free": True, "unchanged_pairs": "keep"},
     "sigmoid, unchanged kept": {"loss_type": "sigmoid", "beta": 0.3, "unchanged_pairs": "keep"},
 }
-# Every y' of the task has so many tokens. The study names the anchor's weight for the mean over them; `nll_weight` is that
-# of their sum, so many times smaller (but for `ipo` and `ddpo`, whose anchors are means)
+# Every y' of the task has so many tokens. The study names the anchor's weight for the mean over them; `nll_weight` is
+# that of their sum, so many times smaller (but for `ipo` and `ddpo`, whose anchors are means)
 N_TOKENS = 14
 # Loss and weights of the NLL anchor, per token
 ON_POLICY = {
@@ -190,7 +190,8 @@ def write_table(results: study.Study):
             ["base model", "", "", *(f"{100 * base[name]['mean']:.1f}" for name in ("acc@t1", "acc@t1/sampled")),
              f"{100 * base['correction_edit_ratio']['mean']:.1f} %", f"{base['logps/correction']['mean']:.2f}"]
         ]  # fmt: skip
-        headings = "loss, NLL anchor (of the mean), lr, acc@t1 (greedy), acc@t1 (sampled), edit ratio, log π(y'\\|x)".split(", ")
+        headings = ["loss", "NLL anchor (of the mean)", "lr", "acc@t1 (greedy)", "acc@t1 (sampled)", "edit ratio",
+                    "log π(y'\\|x)"]  # fmt: skip
         of_losses = [_row(*of_loss) for of_loss in groups.items()]
         rows += [cells for _, cells in sorted(of_losses, key=lambda row: (row[0], row[1]))]
         lines += [f"## {title}", "", *study.table(headings, rows), ""]

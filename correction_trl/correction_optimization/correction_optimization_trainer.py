@@ -39,7 +39,6 @@ from ..data_utils import (
     PAIR_TOKEN_COLUMNS,
     PROMPTS,
     chat_template_kwargs,
-    check_dataset,
     dataset_kind,
     message_text,
     to_preference_columns,
@@ -66,6 +65,7 @@ from ..teachers.collection import StoringTeacher
 from ..teachers.policy import PolicyTeacher
 from .callbacks import DisplacementCallback
 from .correction_optimization_config import CorrectionOptimizationConfig
+from .input_checks import check_batch_size, check_data, check_reward_funcs, check_settings
 from .length_prior import make_length_prior
 from .losses import (
     cpl_loss,
@@ -225,91 +225,19 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
 
         # Everything that can be wrong is said before a model is loaded.
         check_model_to_train(model, peft_config, processing_class)
-        if train_dataset is None:
-            raise BadInput("`train_dataset` is required: stored pairs, or prompts with a `teacher`.")
-        check_dataset(train_dataset, "train_dataset", teacher)
-        on_policy = dataset_kind(train_dataset) == PROMPTS
-        if on_policy and isinstance(train_dataset, IterableDataset):
-            raise BadInput("On-policy training needs a map-style dataset; load it with `streaming=False`.")
-        if not on_policy and teacher is not None:
-            raise BadInput(
-                "`train_dataset` holds stored corrections and a `teacher` was given as well; drop the `teacher`, or "
-                "drop the columns with the responses and corrections to train on-policy."
-            )
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in eval_datasets.items():
-            if dataset is not None:
-                check_dataset(dataset, name, teacher)
-        if on_policy and args.precompute_ref_log_probs:
-            raise BadInput(
-                "`precompute_ref_log_probs` needs stored pairs; on-policy responses do not exist before training."
-            )
-        if on_policy and args.dataloader_num_workers:
-            raise BadInput("On-policy training samples in the main process; set `dataloader_num_workers: 0`.")
-        if args.loss_type == "linear" and args.length_prior is not None and not on_policy:
-            raise BadInput(
-                "Under the linear loss a length prior on stored pairs is a constant without a gradient; use a "
-                "non-linear `loss_type`, or train on-policy."
-            )
-        if args.reference_free and ref_model is not None:
-            raise BadInput(
-                "`reference_free=True` uses no reference; drop `ref_model`, or set `reference_free: false`."
-            )
-        if args.reference_free and args.sync_ref_model:
-            raise BadInput("`reference_free=True` has no reference to synchronise; drop `sync_ref_model`.")
-        split_batches = args.accelerator_config.split_batches
-        if split_batches and args.per_device_train_batch_size % args.world_size:
-            raise BadInput(
-                f"With `split_batches`, `per_device_train_batch_size={args.per_device_train_batch_size}` is shared by "
-                f"{args.world_size} processes and must be a multiple of that number."
-            )
-        per_batch = args.per_device_train_batch_size * (1 if split_batches else args.world_size)
-        if (
-            args.dataloader_drop_last
-            and not isinstance(train_dataset, IterableDataset)
-            and len(train_dataset) < per_batch
-        ):
-            raise BadInput(
-                f"`train_dataset` has {len(train_dataset)} rows, fewer than one batch of {per_batch} (all "
-                "processes); with `dataloader_drop_last` nothing would be trained. Lower "
-                "`per_device_train_batch_size`."
-            )
+        on_policy = check_data(args, train_dataset, eval_datasets, teacher)
+        check_settings(args, on_policy, ref_model)
+        check_batch_size(args, train_dataset)
 
         if set(IMAGE_COLUMNS) & set(next(iter(train_dataset))):
-            if on_policy:
-                raise BadInput(
-                    "On-policy responses are sampled from text alone, and `train_dataset` has images; sample and "
-                    "correct first, and train on the stored pairs."
-                )
-            if args.loss_type == "ddpo":
-                raise BadInput(
-                    "`loss_type='ddpo'` compares token ids before the batch is made; it does not take images."
-                )
             # DPOTrainer hands pairs with images to its collator as they are, which knows TRL's names
             train_dataset = to_preference_columns(train_dataset)
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {name: to_preference_columns(dataset) for name, dataset in eval_dataset.items()}
-            elif eval_dataset is not None:
-                eval_dataset = to_preference_columns(eval_dataset)
+            renamed = {name: None if d is None else to_preference_columns(d) for name, d in eval_datasets.items()}
+            eval_dataset = renamed if isinstance(eval_dataset, dict) else renamed["eval_dataset"]
 
-        if args.correction_store is not None and on_policy and not isinstance(teacher, StoringTeacher):
-            teacher = StoringTeacher(teacher, args.correction_store)
-        self.teacher = teacher
-        self._n_uncorrected = 0  # responses, until the teacher has corrected one; `None` after that
-        asked = teacher.teacher if isinstance(teacher, StoringTeacher) else teacher
-        waits_for_a_server = isinstance(asked, Teacher) and asked.waits_for_a_server
-        self._overlaps = args.max_staleness > 0 and (
-            waits_for_a_server if args.overlap_teacher is None else args.overlap_teacher
-        )
-        if args.verify_corrections and not reward_funcs:
-            raise BadInput("`verify_corrections` needs a value function: pass `reward_funcs`.")
-        reward_funcs = [] if reward_funcs is None else reward_funcs
-        self.reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        for function in self.reward_funcs:
-            if not callable(function):
-                raise BadInput(
-                    f"`reward_funcs` holds {function!r:.80}; pass functions (or callable objects), not model ids."
-                )
+        asked = self._set_up_teacher(args, teacher if on_policy else None)
+        self.reward_funcs = check_reward_funcs(args, reward_funcs)
         self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
         self.length_prior = make_length_prior(args.length_prior)
         self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
@@ -339,6 +267,32 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        self._set_up_reference(peft_config)
+        self.add_callback(DisplacementCallback())
+        self._wrap_collator()
+        self._share_prefix_where_exact()
+        # A stream is dealt out to the processes as tensors; its batches stay as they come
+        is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
+        self.data_collator.waits = self.teacher is None and not is_stream and self._counts_tokens()
+        self._set_up_generation()
+        if isinstance(asked, PolicyTeacher):
+            self._lend_the_policy(asked)
+
+    def _set_up_teacher(self, args: CorrectionOptimizationConfig, teacher: Any) -> Any:
+        """Returns the teacher that is asked, without the store around it."""
+        if args.correction_store is not None and teacher is not None and not isinstance(teacher, StoringTeacher):
+            teacher = StoringTeacher(teacher, args.correction_store)
+        self.teacher = teacher
+        self._n_uncorrected = 0  # responses, until the teacher has corrected one; `None` after that
+        asked = teacher.teacher if isinstance(teacher, StoringTeacher) else teacher
+        waits_for_a_server = isinstance(asked, Teacher) and asked.waits_for_a_server
+        self._overlaps = args.max_staleness > 0 and (
+            waits_for_a_server if args.overlap_teacher is None else args.overlap_teacher
+        )
+        return asked
+
+    def _set_up_reference(self, peft_config: PeftConfig | None) -> None:
+        args = self.args
         if args.reference_free:
             args.precompute_ref_log_probs = self.precompute_ref_logps = False
             self.ref_model = None
@@ -352,15 +306,6 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                 "The adapter starts at random values (`init_lora_weights=False`): the reference is the model without "
                 "it, which is not the policy before training."
             )
-        self.add_callback(DisplacementCallback())
-        self._wrap_collator()
-        self._share_prefix_where_exact()
-        # A stream is dealt out to the processes as tensors; its batches stay as they come
-        is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
-        self.data_collator.waits = self.teacher is None and not is_stream and self._counts_tokens()
-        self._set_up_generation()
-        if isinstance(asked, PolicyTeacher):
-            self._lend_the_policy(asked)
 
     # ------------------------------------------------------------------ data
 
@@ -750,35 +695,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             super().get_batch_samples(epoch_iterator, self._n_to_skip, device)
             self._n_to_skip = 0
         self._check_shared_prefix_on(self.train_dataset)
-        # A group of updates is sampled at once. With overlap a second group is at the teacher while the first one
-        # trains: the last of its updates comes 2 * group - 1 <= max_staleness updates after its sampling.
-        group, enough = self.args.max_staleness + 1, num_batches
-        if self._overlaps:
-            group = group // 2
-            enough = group * num_batches + 1
-        n_waiting = len(self._ready) + sum(len(sizes) for _, sizes, _ in self._at_the_teacher)
-        n_ahead = 0  # groups that were sampled at this step
-        while n_waiting < enough:
-            n_to_come = self.state.max_steps - self.state.global_step - math.ceil(n_waiting / num_batches)
-            n_updates = min(group, n_to_come)
-            if n_updates <= 0:
-                break
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * n_updates, device)
-            if not batches:
-                break
-            n_waiting += len(batches)
-            if self.teacher is None:
-                self._ready.extend(batches)
-                continue
-            places = self._places(batches, self.args.per_device_train_batch_size)
-            names = [(self.state.global_step, n_ahead, place) for place in places]
-            rollout = self._sample_responses([row for batch in batches for row in batch], names)
-            n_ahead += 1
-            sizes = [len(batch) for batch in batches]
-            if self._overlaps:
-                self._at_the_teacher.append((rollout, sizes, self._ask_teacher_meanwhile(rollout)))
-            else:
-                self._make_ready(rollout, sizes, self._ask_teacher(rollout))
+        self._fill_ready(epoch_iterator, num_batches, device)
         while len(self._ready) < num_batches and self._at_the_teacher:
             self._fetch_from_the_teacher()
         batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
@@ -812,6 +729,38 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             raise TeacherFailed(f"{what}. Look at what it returns for a few prompts and responses.")
         if n_updates == 1:
             logger.warning(f"{what}.")
+
+    def _fill_ready(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> None:
+        """Sample, or take from the data loader, until the next update's pairs are ready or at the teacher."""
+        # A group of updates is sampled at once. With overlap a second group is at the teacher while the first one
+        # trains: the last of its updates comes 2 * group - 1 <= max_staleness updates after its sampling.
+        group, enough = self.args.max_staleness + 1, num_batches
+        if self._overlaps:
+            group = group // 2
+            enough = group * num_batches + 1
+        n_waiting = len(self._ready) + sum(len(sizes) for _, sizes, _ in self._at_the_teacher)
+        n_ahead = 0  # groups that were sampled at this step
+        while n_waiting < enough:
+            n_to_come = self.state.max_steps - self.state.global_step - math.ceil(n_waiting / num_batches)
+            n_updates = min(group, n_to_come)
+            if n_updates <= 0:
+                break
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches * n_updates, device)
+            if not batches:
+                break
+            n_waiting += len(batches)
+            if self.teacher is None:
+                self._ready.extend(batches)
+                continue
+            places = self._places(batches, self.args.per_device_train_batch_size)
+            names = [(self.state.global_step, n_ahead, place) for place in places]
+            rollout = self._sample_responses([row for batch in batches for row in batch], names)
+            n_ahead += 1
+            sizes = [len(batch) for batch in batches]
+            if self._overlaps:
+                self._at_the_teacher.append((rollout, sizes, self._ask_teacher_meanwhile(rollout)))
+            else:
+                self._make_ready(rollout, sizes, self._ask_teacher(rollout))
 
     def _make_ready(self, rollout: _Rollout, sizes: list[int], answer: tuple[list[str | None], float]):
         examples = self._pairs(rollout, answer, "train")

@@ -186,6 +186,10 @@ def make_length_prior(setting: dict[str, Any] | None) -> LengthPrior | None:
             f"`form: {form!r}` of `length_prior` must be 'attract' (towards the lengths that the prior likes) or "
             "'product' (the note's formula as written, which leads away from them)."
         )
+    return LengthPrior(_log_prior(name, needed, setting), weight, form, name)
+
+
+def _log_prior(name: str, needed: tuple[str, ...], setting: dict[str, Any]) -> Callable:
     if needed == ("mean", "std"):
         mean, std = setting.get("mean"), setting.get("std")
         good = all(_is_number(value) and math.isfinite(value) for value in (mean, std))
@@ -194,15 +198,13 @@ def make_length_prior(setting: dict[str, Any] | None) -> LengthPrior | None:
                 f"`length_prior: {name}` needs `mean` and `std`, both in tokens and positive; got {mean!r} and "
                 f"{std!r}."
             )
-        log_prior = normal_length_prior(mean, std) if name == "normal" else lognormal_length_prior(mean, std)
-    elif name == "fitted":
+        return normal_length_prior(mean, std) if name == "normal" else lognormal_length_prior(mean, std)
+    if name == "fitted":
         lengths = setting.get("lengths") or []
         if not isinstance(lengths, list) or not all(_is_number(n) and 0 < n < math.inf for n in lengths):
             raise BadInput(f"`lengths` of `length_prior: fitted` must be positive numbers; got {lengths!r:.80}.")
-        log_prior = fitted_length_prior(lengths)
-    else:
-        log_prior = import_function(name, "length_prior")
-    return LengthPrior(log_prior, weight, form, name)
+        return fitted_length_prior(lengths)
+    return import_function(name, "length_prior")
 
 
 def _is_number(value: Any) -> bool:

@@ -342,6 +342,29 @@ def how_it_ended(program, events):
     return None
 
 
+def fork_tester(job, requests, results, confine_it, not_its_own):
+    """The process that runs the tests and tells what they say. Returns its id and where its events are read; what it
+    talks to the program through is closed here."""
+    events_r, events_w = os.pipe()
+    tester = os.fork()
+    if tester == 0:
+        try:
+            quiet = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(quiet, fd)
+            for fd in (events_r, *not_its_own):
+                os.close(fd)
+            os.chdir("/")
+            confine_it()
+            run_job(job, requests, results, lambda event: os.write(events_w, (json.dumps(event) + "\n").encode()))
+            os._exit(0)
+        finally:
+            os._exit(72)
+    for fd in (requests.fileno(), results.fileno(), events_w):
+        os.close(fd)
+    return tester, events_r
+
+
 def watch(config):
     """Runs the job in two forked processes, within its limits. Returns the result as a dict."""
     limits = config["limits"]
@@ -356,24 +379,14 @@ def watch(config):
         lambda: confine(limits, program_user, extra)
     )
     job = json.loads(sys.stdin.buffer.read())
-    events_r, events_w = os.pipe()
-    tester = os.fork()
-    if tester == 0:
-        try:
-            listener = [] if shared is None or shared.fd is None else [shared.fd]
-            quiet = os.open("/dev/null", os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(quiet, fd)
-            for fd in (events_r, stdin_fd, stdout_fd, stderr_fd, *listener):
-                os.close(fd)
-            os.chdir("/")
-            confine(limits, tester_user, extra + limits["processes"])
-            run_job(job, requests, results, lambda event: os.write(events_w, (json.dumps(event) + "\n").encode()))
-            os._exit(0)
-        finally:
-            os._exit(72)
-    for fd in (requests.fileno(), results.fileno(), events_w):
-        os.close(fd)
+    listener = [] if shared is None or shared.fd is None else [shared.fd]
+    tester, events_r = fork_tester(
+        job,
+        requests,
+        results,
+        lambda: confine(limits, tester_user, extra + limits["processes"]),
+        (stdin_fd, stdout_fd, stderr_fd, *listener),
+    )
 
     poll = selectors.DefaultSelector()
     captured = {stdout_fd: b"", stderr_fd: b"", events_r: b""}
