@@ -31,21 +31,60 @@ def ask_whether_right(
         chat, trace, problem, response, talk:
             See `Check`.
         question (`str`, *optional*):
-            It should ask for CORRECT or WRONG; yes and no, right and incorrect are understood as well. The last such
-            word of the reply is the verdict.
+            It should ask for CORRECT or WRONG; [`read_verdict`] understands other words as well. A check that was cut
+            off has no verdict.
     """
-    return read_verdict((yield trace.fork(talk).say(question)))
+    n_cut_off = trace.cut_off
+    reply = yield trace.fork(talk).say(question)
+    return None if trace.cut_off > n_cut_off else read_verdict(reply)  # half a check has not come to its verdict
+
+
+_NOT = r"(?:not|never|cannot|no\s+longer|(?:is|was|are|were|does|do|did|ca|could|wo|would)n['\u2019]t)"
+_FAULT = r"(?:errors?|mistakes?|flaws?|inaccurac(?:y|ies))"
+_WORDS = r"(?:\w+\s+){0,3}?"
+_NONE_OF = r"(?:no|without(?:\s+any)?|free\s+of|zero|not\s+(?:find|see|contain)(?:\s+any)?)"
+_SOME = r"(?:an?|some|one|two|three|several|the|this|\d+)"
+# Whether the answer holds: yes, no, or `None` where the words say nothing about it. A phrase stands before the words
+# within it, so that it is read first.
+_VERDICTS: list[tuple[str, bool | None]] = [
+    (r"\b(?:to|must|should|please|can|will|would)\s+correct\b(?!\s*[.!?]|\s*$)", None),
+    (r"\b(?:correct|right)\s+(?:final\s+)?(?:answer|result|value|solution)s?\s+(?:is|are|was|would|should)\b", None),
+    (r"\b(?:correct|right|true|false|wrong)\s+(?:side|hand|triangle|angles?|order|digits?)\b", None),
+    (r"\b(?:correct|right|true)\s+or\s+(?:wrong|incorrect|not|false)\b", None),
+    (rf"\b{_NONE_OF}\s+{_WORDS}(?:{_FAULT}|issues?|problems?|changes?|corrections?|revisions?)\b", True),
+    (r"\bnothing\s+(?:is\s+|was\s+)?(?:wrong|incorrect|amiss|to\s+(?:correct|change|fix|revise))\b", True),
+    (rf"\b{_NOT}\s+{_WORDS}(?:wrong|incorrect|false|mistaken)\b", True),
+    (rf"\b{_NOT}\s+{_WORDS}(?:correct|right|true|accurate|valid)\b", False),
+    (rf"\b{_SOME}\s+{_WORDS}{_FAULT}\b", False),
+    (r"\b(?:correct|right|yes|true|accurate)\b", True),
+    (r"\b(?:wrong|incorrect|false|mistaken)\b", False),
+    (r"\bno\b(?=\s*(?:[.,;:!?\n]|$))", False),
+]
+_ANY_VERDICT = re.compile("|".join(f"({pattern})" for pattern, _ in _VERDICTS), re.IGNORECASE)
+_FIRST_WORD = re.compile(
+    r"[\W_]*(yes|no|correct|incorrect|right|wrong|true|false)\s*(?:[.,;:!\u2014-]|$)", re.IGNORECASE
+)
+_IS_RIGHT = {"yes": True, "correct": True, "right": True, "true": True}
 
 
 def read_verdict(reply: str) -> bool | None:
-    """The last word of a reply that is a verdict; `None` if there is none. "Not correct" is a refutation."""
-    words = re.findall(
-        r"\b(?:(not)\s+)?(correct|right|yes|true|wrong|incorrect|no|false)\b", after_thinking(reply), re.IGNORECASE
-    )
-    if not words:
-        return None
-    negation, word = words[-1]
-    return (word.lower() in ("correct", "right", "yes", "true")) != bool(negation)
+    """
+    Whether a reply says that an answer holds; `None` if it does not say.
+
+    A last line that is a verdict and nothing else decides, then a first word that is one ("Yes, ..."), then the last
+    phrase that speaks of it. "Not quite right" refutes, "no errors" and "nothing is wrong" do not.
+    """
+    text = after_thinking(reply).strip()
+    lines = text.splitlines()
+    last = lines[-1].strip(" \t*_`#.!\"'()[]").lower() if lines else ""
+    last = last.removeprefix("verdict:").removeprefix("answer:").strip(" *_`")
+    if last in ("yes", "no", "correct", "incorrect", "right", "wrong", "true", "false"):
+        return _IS_RIGHT.get(last, False)
+    first = _FIRST_WORD.match(text)
+    if first:
+        return _IS_RIGHT.get(first[1].lower(), False)
+    verdicts = [_VERDICTS[match.lastindex - 1][1] for match in _ANY_VERDICT.finditer(text)]
+    return next((verdict for verdict in reversed(verdicts) if verdict is not None), None)
 
 
 def samples_agree(

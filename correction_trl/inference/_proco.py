@@ -232,7 +232,11 @@ def _verify(
     asked = {"masked_question": condition.masked_question, "mask": condition.mask, "answer": answer}
     category = "" if category is None else f" (The category of {condition.mask} is {category}.)"
     talk = _ask(chat, trace, problem, verify.format(**asked, category=category))
-    prediction = read_prediction((yield talk), condition.mask)
+    n_cut_off = trace.cut_off
+    reply = yield talk
+    if trace.cut_off > n_cut_off:  # its last line is half a thought
+        return None
+    prediction = read_prediction(reply, condition.mask)
     if condition.kind == "number":
         numbers = find_numbers(prediction)
         value = numbers[0].value if numbers else last_number(prediction)
@@ -247,13 +251,17 @@ def _verify(
     return read_verdict((yield _ask(chat, trace, problem, text)))
 
 
+# "7 + 5 = 12" is 12
+_SUM = re.compile(r"^[\d\s.,()$%+*/×÷−-]{1,200}=\s*(?=\S)")
+
+
 def read_prediction(reply: str, mask: str) -> str:
     """What a reply says the mask stands for: what follows the last `[X] refers to:`, `[X] is` or `[X] =`, else its
     last line."""
     text = after_thinking(reply).strip()
     named = re.findall(rf"{re.escape(mask)}\s*(?:refers to|is|=)\s*:?\s*(\S[^\n]*)", text, re.IGNORECASE)
     if named:
-        return named[-1].strip().rstrip(".")
+        return _SUM.sub("", named[-1].strip()).rstrip(".")
     return text.splitlines()[-1].strip() if text else ""
 
 

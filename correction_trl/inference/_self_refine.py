@@ -1,5 +1,7 @@
 """Self-Refine: the model gives itself feedback and refines its answer by it, until it finds nothing more."""
 
+import re
+
 from ..rewards.common import after_thinking
 from .chat import Chat
 from .strategy import Asking, Problem, Trace
@@ -39,14 +41,21 @@ def self_refine(
         refine (`str`, *optional*):
             Asks for the refined answer.
         stop_phrase (`str`, *optional*, defaults to `"There is nothing to correct."`):
-            Feedback with this phrase, in any case of letters and with or without its final point, ends the strategy.
+            Feedback with this phrase as a sentence of its own, in any case of letters and with or without its final
+            point, ends the strategy; one that quotes it, or goes on after it, does not.
     """
     trace = Trace()
     talk = trace.open(chat, problem.prompt, chat_template_kwargs=problem.chat_template_kwargs)
     trace.answer((yield talk))
     for _ in range(rounds):
         remarks = yield talk.say(feedback)
-        if stop_phrase.rstrip(".").lower() in after_thinking(remarks).lower():
+        if says_sentence(after_thinking(remarks), stop_phrase):
             return trace.end("stop phrase")
         trace.answer((yield talk.say(refine)))
     return trace.end("last round")
+
+
+def says_sentence(text: str, sentence: str) -> bool:
+    """Whether a sentence stands in a text as one, from its beginning to its end."""
+    sentence = re.escape(sentence.strip().rstrip("."))
+    return re.search(rf"(?:^|[.!?\n])[ \t*_#>-]*{sentence}[ \t*_]*(?:[.!\n]|$)", text, re.IGNORECASE) is not None
