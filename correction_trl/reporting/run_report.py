@@ -103,7 +103,7 @@ def write_report(
         examples=examples,
         **card,
     )
-    print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file()))
+    print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file() and path.name[0] != "."))
     return metrics
 
 

@@ -299,6 +299,9 @@ def bound_names(body: list[ast.stmt], imports: bool) -> set[str]:
     """Names that a module's body binds, within `if`, `try` and `with` too."""
     names = set()
     for node in body:
+        if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
+            names.update(target.id for target in node.targets)  # most lines of long texts
+            continue
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign, ast.For)):
