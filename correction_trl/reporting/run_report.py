@@ -103,7 +103,8 @@ def write_report(
         examples=examples,
         **card,
     )
-    print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file() and path.name[0] != "."))
+    files = (path for path in output_dir.iterdir() if path.is_file() and not path.name.startswith("."))
+    print_summary(metrics, files=sorted(files))
     return metrics
 
 

@@ -427,5 +427,6 @@ def write_evaluation(
     write_card_entry(output_dir / "card_entry.md", section, results, model)
     if update_model_card:
         update_card(Path(model_name) / "README.md", section, results, model)
-    print_summary(metrics, files=sorted(path for path in output_dir.iterdir() if path.is_file() and path.name[0] != "."))
+    files = (path for path in output_dir.iterdir() if path.is_file() and not path.name.startswith("."))
+    print_summary(metrics, files=sorted(files))
     return metrics
