@@ -35,7 +35,7 @@ def test_the_first_two_blocks_are_one_command_each():
         assert len(block.strip().splitlines()) == 1
         assert block.startswith("pip install -c constraints.txt -e ")
     assert "accelerate launch recipes/correction_optimization.py" in run
-    assert test.strip().endswith("pytest -n auto")
+    assert test.strip().endswith("pytest -n auto --dist worksteal")
     assert "readme_block 1" in (ROOT / ".ci" / "run").read_text()
 
 
