@@ -1,8 +1,7 @@
 """What a model's check of an answer says, read from its words."""
 
-import time
-
 import pytest
+from helpers import takes_less_than
 from scripted_chat import ScriptedChat
 
 from correction_trl.inference import Problem, gated_revision, proco, run, self_refine
@@ -115,8 +114,6 @@ def test_quoted_stop_words_do_not_end_self_refine():
 )
 def test_takes_linear_time(part):
     text = part * (100_000 // len(part))
-    start = time.process_time()
-    read_verdict(text)
-    read_prediction(text, "[X]")
-    says_sentence(text, "There is nothing to correct.")
-    assert time.process_time() - start < 1
+    assert takes_less_than(1, read_verdict, text)
+    assert takes_less_than(1, read_prediction, text, "[X]")
+    assert takes_less_than(1, says_sentence, text, "There is nothing to correct.")

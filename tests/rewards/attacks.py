@@ -8,6 +8,7 @@ is anything in `answer`.
 
 import os
 import sys
+from dataclasses import replace
 
 from correction_trl.sandbox import Job, Limits, LocalSandbox
 
@@ -96,8 +97,9 @@ ATTACKS = {
         "        pass\nanswer = [a for a in answer if a]", None, ("finished",)),
     "host home": (
         "import os\nanswer = []\nfor folder in ('HOST_HOME', '/root', '/home', 'HOST_CWD', '/etc', '/var', '/mnt'):\n"
-        "    for base, _, files in os.walk(folder if folder != '/' else '/nowhere'):\n"
-        "        answer += [os.path.join(base, name) for name in files if '/lib/' not in base + '/']", None,
+        "    for base, folders, files in os.walk(folder if folder != '/' else '/nowhere'):\n"
+        "        folders[:] = [name for name in folders if name != 'lib']\n"
+        "        answer += [os.path.join(base, name) for name in files]", None,
         ("finished",)),
     "host files": ("try:\n    answer = open('SECRET_FILE').read()\nexcept OSError:\n    answer = None", None,
                    ("finished",)),
@@ -188,6 +190,11 @@ def attack_job(name: str, secret_file: str = "/nowhere/secret") -> Job:
     for place, value in places.items():
         program = program.replace(place, value)
     return Job(program, tests=tests)
+
+
+def limits_of(name: str) -> Limits:
+    """A program that ends by itself has time for it on a busy machine."""
+    return LIMITS if "timeout" in ATTACKS[name][2] else replace(LIMITS, wall_seconds=10.0)
 
 
 def attack_failed(name: str, result) -> str:

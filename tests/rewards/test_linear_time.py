@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import takes_less_than
 
 from correction_trl import rewards
 from correction_trl.rewards.answer_extraction import choice_patterns, find_answer
@@ -179,16 +180,15 @@ def test_a_pattern_is_linear(pattern):
     texts = [(piece, end) for piece in PIECES for end in ENDS]
     for length, limit, kept in ((LENGTH // 40, 0.25, 8), (LENGTH // 10, 0.25, 3), (LENGTH, 1.0, 0)):
         took = {text: seconds(pattern, *text, length) for text in texts}
-        assert max(took.values()) < limit, max(took, key=took.get)
+        slowest = max(took, key=took.get)
+        assert took[slowest] < limit or any(seconds(pattern, *slowest, length) < limit for _ in range(2)), slowest
         texts = sorted(texts, key=took.get)[-kept:]
 
 
 @pytest.mark.parametrize("style", ["auto", "boxed", "gsm8k", "choice", "last_number"])
 def test_an_answer_is_found_in_linear_time(style):
     for piece in PIECES:
-        start = time.process_time()
-        find_answer(piece * (LENGTH // len(piece)), style)
-        assert time.process_time() - start < 1, piece
+        assert takes_less_than(1, find_answer, piece * (LENGTH // len(piece)), style), piece
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rewards.attacks import ATTACKS, HONEST, LIMITS, TESTS, attack_failed, attack_job
+from rewards.attacks import ATTACKS, HONEST, LIMITS, TESTS, attack_failed, attack_job, limits_of
 
 from correction_trl.sandbox import Job, Limits, LocalSandbox, RemoteSandbox, SandboxUnavailableError, local
 from correction_trl.sandbox.inside import remote_objects
@@ -77,12 +77,13 @@ class TestAttacks:
 
     @pytest.mark.parametrize("name", ATTACKS)
     def test_attack_fails_and_harms_no_neighbour(self, name):
-        sandbox = LocalSandbox(LIMITS, workers=2)
+        limits = limits_of(name)
         start = time.monotonic()
-        before, attacked, after = sandbox.run([HONEST, attack_job(name, str(self.secret)), HONEST])
+        jobs = [HONEST, attack_job(name, str(self.secret)), HONEST]
+        before, attacked, after = LocalSandbox(limits, workers=2).run(jobs)
         assert attack_failed(name, attacked) == ""
         assert before.all_passed and after.all_passed
-        assert time.monotonic() - start < LIMITS.wall_seconds + 3
+        assert time.monotonic() - start < limits.wall_seconds + 3
 
     def test_files_of_other_items(self):
         leave = (
