@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoConfig
+from transformers import AutoConfig, Trainer
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .carry_addition import embedded_path
@@ -536,8 +536,20 @@ class TrainingRun:
             if self._push_to:
                 push_folder(self.args.output_dir, self._push_to, self.args.hub_private_repo, self._token)
         self._ownership.close()
-        trainer.accelerator.wait_for_everyone()
-        trainer.accelerator.end_training()
+        end_processes(trainer)
+
+
+def end_processes(trainer: Trainer) -> None:
+    """
+    Ends a launched run's talk between its processes, in all of them at once.
+
+    `end_training` alone leaves gloo's threads alive as long as the wrapped model holds the process group. One of them
+    that drops a tensor while the interpreter shuts down aborts the process, after everything is done.
+    """
+    trainer.accelerator.wait_for_everyone()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
 
 
 def named_function(

@@ -336,6 +336,7 @@ import sys, torch
 from datasets import load_from_disk
 from transformers import TrainerCallback
 from correction_trl import CorrectorSFTConfig, CorrectorSFTTrainer
+from correction_trl.recipe import end_processes
 from helpers import letters
 
 model, data, out = sys.argv[1:4]
@@ -356,8 +357,7 @@ trainer = CorrectorSFTTrainer(
 )
 trainer.train()
 trainer.pool.save(f"{out}_{trainer.accelerator.process_index}.parquet")
-trainer.accelerator.wait_for_everyone()
-trainer.accelerator.end_training()
+end_processes(trainer)
 """
 
 
