@@ -7,6 +7,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -40,14 +42,60 @@ class HubStandIn:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._forks = None
+
+    def run(self, code: str) -> subprocess.CompletedProcess:
+        """Runs Python with a token for this Hub, in a fork of one process that has imported everything."""
+        if self._forks is None:
+            self._forks = subprocess.Popen(
+                [sys.executable, "-c", FORKS],
+                env=online_environment(self.endpoint),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        with tempfile.NamedTemporaryFile("r") as stdout, tempfile.NamedTemporaryFile("r") as stderr:
+            job = {"code": code, "stdout": stdout.name, "stderr": stderr.name}
+            self._forks.stdin.write(json.dumps(job) + "\n")
+            self._forks.stdin.flush()
+            status = int(self._forks.stdout.readline())
+            return subprocess.CompletedProcess(code, status, stdout.read(), stderr.read())
 
     def __enter__(self):
         Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        if self._forks is not None:
+            self._forks.communicate()
         self._server.shutdown()
         self._server.server_close()
+
+
+# For each line a fork runs the code, and a line says its status. A constant of huggingface_hub holds the endpoint: the
+# process that imported it serves one Hub.
+FORKS = """
+import json, os, sys, traceback
+import correction_trl.recipe, peft
+from correction_trl import CorrectionOptimizationTrainer
+for line in sys.stdin:
+    job = json.loads(line)
+    if pid := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        continue
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(job[name], os.O_WRONLY), fd)
+    status = 1
+    try:
+        exec(job["code"], {"__name__": "__main__"})
+        status = 0
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(status)
+"""
 
 
 def online_environment(endpoint: str, token: str | None = TOKEN) -> dict[str, str]:

@@ -50,14 +50,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def push(folder: Path, repository: str, endpoint: str, private: bool | None = None) -> subprocess.CompletedProcess:
-    command = PUSH.format(folder=str(folder), repository=repository, private=private)
-    return run_online([sys.executable, "-c", command], endpoint)
+def push(folder: Path, repository: str, hub: HubStandIn, private: bool | None = None) -> subprocess.CompletedProcess:
+    return hub.run(PUSH.format(folder=str(folder), repository=repository, private=private))
 
 
 def test_a_push_uploads_adapter_tokenizer_and_card(hub, run_folder):
     before = contents(run_folder)
-    result = push(run_folder, "tester/adapter", hub.endpoint, private=True)
+    result = push(run_folder, "tester/adapter", hub, private=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("/tester/adapter")
     received = hub.repositories["tester/adapter"]
@@ -82,10 +81,10 @@ def test_the_advice_after_a_refusal_pushes_what_the_push_would_have(hub, run_fol
         (folder / "adapter_config.json").write_text(json.dumps(config))
     before = contents(folder)
     names = [f"{how}-{local_base}" for how in ("pushed", "advised")]
-    assert push(folder, f"tester/{names[0]}", hub.endpoint).returncode == 0
+    assert push(folder, f"tester/{names[0]}", hub).returncode == 0
     assert contents(folder) == before
     hub.failures[names[1]] = ("commit", 403, "your storage is full")
-    refusal = push(folder, f"tester/{names[1]}", hub.endpoint).stderr
+    refusal = push(folder, f"tester/{names[1]}", hub).stderr
     del hub.failures[names[1]]
     advice = re.search("`(hf upload [^`]*)`", refusal)[1]
     result = run_online(["bash", "-c", advice], hub.endpoint)
@@ -101,7 +100,7 @@ def test_the_advice_after_a_refusal_pushes_what_the_push_would_have(hub, run_fol
 def test_a_name_without_a_user_is_pushed_to_ones_own_account_and_again(hub, run_folder):
     for metrics in ("{}", '{"after": 1}'):
         (run_folder / "metrics.json").write_text(metrics)
-        result = push(run_folder, "mine", hub.endpoint)
+        result = push(run_folder, "mine", hub)
         assert result.returncode == 0, result.stderr
         assert hub.repositories["tester/mine"]["metrics.json"].decode() == metrics
 
@@ -119,7 +118,7 @@ def test_a_refused_push_says_what_to_do_and_loses_nothing(hub, run_folder, step,
     name = f"refused-{step}-{status}"
     hub.failures[name] = (step, status, reason)
     before = contents(run_folder)
-    result = push(run_folder, f"tester/{name}", hub.endpoint)
+    result = push(run_folder, f"tester/{name}", hub)
     assert_says_what_to_do(result, run_folder, f"tester/{name}")
     assert str(status) in result.stderr
     assert contents(run_folder) == before
@@ -130,7 +129,8 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do_and_loses_nothing(run_fold
     with HubStandIn() as gone:
         endpoint = gone.endpoint
     before = contents(run_folder)
-    result = push(run_folder, "tester/unreachable", endpoint)
+    command = PUSH.format(folder=str(run_folder), repository="tester/unreachable", private=None)
+    result = run_online([sys.executable, "-c", command], endpoint)
     assert_says_what_to_do(result, run_folder, "tester/unreachable")
     assert contents(run_folder) == before
 
@@ -138,10 +138,10 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do_and_loses_nothing(run_fold
 def test_a_repository_is_created_before_the_run_or_the_refusal_is_said_then(hub):
     hub.failures["not-mine"] = ("create", 403, "you may not create repositories here")
     command = "from correction_trl.recipe import check_push; check_push({!r}, None, None)"
-    result = run_online([sys.executable, "-c", command.format("tester/early")], hub.endpoint)
+    result = hub.run(command.format("tester/early"))
     assert result.returncode == 0, result.stderr
     assert hub.repositories["tester/early"] == {}
-    result = run_online([sys.executable, "-c", command.format("tester/not-mine")], hub.endpoint)
+    result = hub.run(command.format("tester/not-mine"))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "`push_to_hub` is set, but 'tester/not-mine' cannot be pushed to (403" in result.stderr
     assert TOKEN not in result.stderr
@@ -174,7 +174,7 @@ def test_a_recipe_whose_push_is_refused_has_everything_on_disk_to_push_again(hub
     assert TOKEN.encode() not in b"".join(files.values())
 
     del hub.failures["recipe"]
-    result = push(folder, "tester/recipe", hub.endpoint)
+    result = push(folder, "tester/recipe", hub)
     assert result.returncode == 0, result.stderr
     received = hub.repositories["tester/recipe"]
     adapter_config = json.loads(received["adapter_config.json"])
@@ -218,7 +218,7 @@ trainer._finish_current_push()
 )
 def test_what_a_trainer_pushes_names_no_path(hub, tmp_path, name, settings, how):
     names = {"tests": str(Path(__file__).parent), "here": str(tmp_path), "repository": f"tester/{name}"}
-    result = run_online([sys.executable, "-c", TRAIN.format(**names, settings=settings, how=how)], hub.endpoint)
+    result = hub.run(TRAIN.format(**names, settings=settings, how=how))
     assert result.returncode == 0, result.stderr[-2000:]
     received = hub.repositories[f"tester/{name}"]
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(received)
