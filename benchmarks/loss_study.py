@@ -150,7 +150,12 @@ def train(data, loss, nll_weight, learning_rate, seed, prompts, pairs, model_pat
         if loss not in ("ipo", "ddpo"):
             nll_weight = nll_weight / N_TOKENS
         config = CorrectionOptimizationConfig(
-            **common, **LOSSES[loss], nll_weight=nll_weight, max_completion_length=16, max_length=None
+            **common,
+            **LOSSES[loss],
+            nll_weight=nll_weight,
+            max_completion_length=16,
+            max_length=None,
+            mask_truncated_completions=False,
         )
         trainer = CorrectionOptimizationTrainer(
             model_path,

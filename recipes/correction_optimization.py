@@ -80,6 +80,7 @@ def main(script_args, teacher_args, training_args, model_args):
             batch_size=training_args.per_device_eval_batch_size,
             seed=training_args.seed,
             rollouts=trainer.rollouts,
+            missing_thoughts=training_args.missing_thoughts,
         )
 
     before = job.evaluate(trainer, "before", evaluation)

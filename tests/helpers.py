@@ -86,6 +86,7 @@ def make_args(tmp_path, **overrides) -> dict:
         "learning_rate": 1e-3,
         "max_steps": 3,
         "max_completion_length": 8,
+        "mask_truncated_completions": False,  # a random model seldom ends
         "logging_steps": 1,
         "bf16": False,
         "gradient_checkpointing": False,

@@ -5,6 +5,7 @@ import yaml
 from trl import DPOConfig
 
 from ..errors import BadInput
+from ..policy.completions import MISSING_THOUGHTS
 from ..policy.micro_batches import read_max_tokens
 from ..policy.rollout import ROLLOUT, ROLLOUT_WEIGHTS, check_rollout_settings
 from .length_prior import make_length_prior
@@ -138,9 +139,14 @@ class CorrectionOptimizationConfig(DPOConfig):
         verify_corrections (`bool`, *optional*, defaults to `False`):
             Whether a correction counts only if the first of `reward_funcs` rates it higher than the response; others
             are counted as missing.
-        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+        mask_truncated_completions (`bool`, *optional*, defaults to `True`):
             Whether a pair whose response hit `max_completion_length` is left out of the loss. Such a response carries
-            no end-of-sequence token, its correction does.
+            no end-of-sequence token and its correction does: an editor that works in place would teach to stop in
+            mid-sentence. A teacher that writes whole answers can teach a policy that rambles: then `False`.
+        missing_thoughts (`str`, *optional*, defaults to `"own"`):
+            What stands before an answer without thoughts where the policy begins with some: its `"own"`, of the
+            response that is corrected; an `"empty"` block, where the chat template has opened one; with `"refuse"`,
+            nothing: a correction without them ends the run.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print a few responses with their corrections every `logging_steps`.
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
@@ -238,7 +244,14 @@ class CorrectionOptimizationConfig(DPOConfig):
         metadata={"help": "Count only corrections that the first value function rates higher than the response."},
     )
     mask_truncated_completions: bool = field(
-        default=False, metadata={"help": "Leave pairs whose response was cut off out of the loss."}
+        default=True, metadata={"help": "Leave pairs whose response was cut off out of the loss."}
+    )
+    missing_thoughts: str = field(
+        default="own",
+        metadata={
+            "help": "Before an answer without thoughts stand the policy's own, an empty block, or it is refused.",
+            "choices": list(MISSING_THOUGHTS),
+        },
     )
     log_completions: bool = field(
         default=False, metadata={"help": "Print a few responses and their corrections every `logging_steps`."}
@@ -284,8 +297,9 @@ class CorrectionOptimizationConfig(DPOConfig):
         self.nll_weight = nll_weight if self.nll_weight is None else self.nll_weight
         if self.shared_prefix is None:
             raise BadInput("`shared_prefix` must be 'auto', True or False.")
-        if self.unchanged_pairs not in ("drop", "keep"):
-            raise BadInput(f"`unchanged_pairs={self.unchanged_pairs!r}` must be 'drop' or 'keep'.")
+        for name, values in (("missing_thoughts", MISSING_THOUGHTS), ("unchanged_pairs", ("drop", "keep"))):
+            if getattr(self, name) not in values:
+                raise BadInput(f"`{name}={getattr(self, name)!r}` must be one of {', '.join(map(repr, values))}.")
         if not self.beta > 0:  # NaN is not
             raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
         if not self.nll_weight >= 0:
@@ -307,17 +321,16 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
         if self.ddpo_gamma <= 0:
             raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
-        if self.max_staleness < 0 or self.max_completion_length < 1:
-            raise BadInput("`max_staleness` must be at least 0 and `max_completion_length` at least 1.")
         if self.overlap_teacher and not self.max_staleness:
             raise BadInput(
                 "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
                 "sampled before."
             )
-        if self.per_device_train_batch_size < 1 or self.gradient_accumulation_steps < 1:
-            raise BadInput("`per_device_train_batch_size` and `gradient_accumulation_steps` must be at least 1.")
-        if self.generation_batch_size is not None and self.generation_batch_size < 1:
-            raise BadInput(f"`generation_batch_size={self.generation_batch_size}` must be at least 1.")
+        for name in ("max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
+                     "generation_batch_size", "max_staleness"):  # fmt: skip
+            value, least = getattr(self, name), 0 if name == "max_staleness" else 1
+            if value is not None and value < least:
+                raise BadInput(f"`{name}={value}` must be at least {least}.")
         if self.temperature <= 0:
             raise BadInput(
                 f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."

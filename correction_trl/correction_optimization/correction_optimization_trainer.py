@@ -18,6 +18,7 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
 from peft import PeftConfig, PeftModel
 from transformers import (
     BitsAndBytesConfig,
@@ -30,7 +31,7 @@ from transformers.utils import is_rich_available
 from trl import DPOTrainer
 from trl.import_utils import is_vllm_available
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id, use_adapter
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
 from ..checkpoints import CheckpointTrainerMixin
 from ..data_utils import (
@@ -47,6 +48,7 @@ from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
 from ..functions import call_teacher, call_value_function, teacher_name
 from ..policy.attention import unsupported_reason
+from ..policy.completions import CompletionEncoder
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
@@ -58,7 +60,7 @@ from ..policy.reference import (
     reference_of,
 )
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, decode, encode_completion, end_of_turn_token_id, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, decode, generation_config_of, stop_token_ids, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
@@ -80,6 +82,7 @@ from .losses import (
 )
 from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
 from .shared_prefix import packed_forward, self_check
+from .stored_pairs import tokenize_pair
 
 
 logger = get_logger(__name__)
@@ -237,6 +240,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             eval_dataset = renamed if isinstance(eval_dataset, dict) else renamed["eval_dataset"]
 
         asked = self._set_up_teacher(args, teacher if on_policy else None)
+        self._generation_config = generation_config_of(model, args.model_init_kwargs)
         self.reward_funcs = check_reward_funcs(args, reward_funcs)
         self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
         self.length_prior = make_length_prior(args.length_prior)
@@ -348,14 +352,15 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         n_rows = len(dataset) if isinstance(dataset, Dataset) else None
         dataset = to_preference_columns(dataset)
         if not set(PAIR_TOKEN_COLUMNS) <= set(columns):  # pairs that were sampled come as the ids they were sampled as
-            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            stop_ids = stop_token_ids(tokenizer, self._generation_config)
+            encode = CompletionEncoder(tokenizer, stop_ids, args.missing_thoughts)
+            with global_then_local_main_first():
+                dataset = dataset.map(
+                    tokenize_pair, with_indices=True, fn_kwargs={"encode": encode, "name": dataset_name}, **map_kwargs
+                )
 
         def pair_numbers(row):
-            # TRL has put the end-of-sequence token behind plain text; it is none of the value functions' business
-            response, correction = (
-                message_text(row[name]).removesuffix("" if isinstance(row[name], list) else tokenizer.eos_token)
-                for name in ("rejected", "chosen")
-            )
+            response, correction = message_text(row["rejected"]), message_text(row["chosen"])
             n_prompt, n_response = len(row["prompt_ids"]), len(row["rejected_ids"])
             numbers = {  # all of PAIR_COLUMNS: a column of that name in the user's data must not pass for ours
                 "pair_weight": 1.0,
@@ -422,7 +427,14 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         if self.args.reference_free:
             return dataset
         self._wrap_collator()  # this runs inside DPOTrainer's __init__
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+        # DPOTrainer keeps the scores in a file, and takes them from there for the same model and pairs. They are the
+        # loss's own: `ipo` has means, `ddpo` weighs the tokens
+        model_hash = self._precompute_model_hash
+        self._precompute_model_hash = Hasher.hash((model_hash, self.args.loss_type, self.args.ddpo_gamma))
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        finally:
+            self._precompute_model_hash = model_hash
 
     # ------------------------------------------------------------------ shared prefix
 
@@ -483,6 +495,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         args = self.args
         self.rollouts = Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size)
         self._sampler = self._make_sampler(args.max_completion_length, args.temperature)
+        self._encode = CompletionEncoder(self._tokenizer, self._sampler.stop_ids, args.missing_thoughts)
         self._vllm = None
         if args.use_vllm and self.teacher is not None:
             self._vllm = self._start_vllm()
@@ -632,9 +645,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         response_ids, responses = rollout.response_ids, rollout.responses
         prompts = [row["prompt"] for row in rows]
 
-        conversational = not isinstance(prompts[0], str)
         stop_ids = self._sampler.stop_ids
-        end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
         values = [
             list(
                 zip(
@@ -655,22 +666,18 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                 correction if correction == response or (None not in judged and judged[1] > judged[0]) else None
                 for correction, response, judged in zip(corrections, responses, values[0], strict=True)
             ]
+        # With nothing to correct, or no correction, y stands in for y', so that the pair has no gradient
+        correction_ids, corrections = self._encode.corrections(
+            prompts, rendered, [chat_template_kwargs(row) for row in rows], response_ids, responses, corrections
+        )
         examples = []
-        for i, row in enumerate(rows):
-            response, correction = responses[i], corrections[i]
-            # With nothing to correct, or no correction, y stands in for y', so that the pair has no gradient
-            if correction is None or correction == response:
-                correction_ids = response_ids[i]
-            else:
-                correction_ids = encode_completion(
-                    self._tokenizer, row["prompt"], *rendered[i], correction, end_of_turn
-                )
-            too_long = len(correction_ids) > self.args.max_completion_length
+        for i, (response, correction) in enumerate(zip(responses, corrections, strict=True)):
+            too_long = len(correction_ids[i]) > self.args.max_completion_length
             truncated = not response_ids[i] or response_ids[i][-1] not in stop_ids
             example = {
                 "prompt_ids": rendered[i][1],
                 "rejected_ids": response_ids[i],
-                "chosen_ids": correction_ids[: self.args.max_completion_length],
+                "chosen_ids": correction_ids[i][: self.args.max_completion_length],
                 "unchanged": float(correction == response),
                 "missing": float(correction is None),
                 "edit_ratio": edit_ratio(response, correction) if correction is not None else 0.0,
@@ -682,6 +689,12 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             if values:
                 example["values"] = [[_nan_if_none(value) for value in of_function[i]] for of_function in values]
             examples.append(example)
+        if self.args.mask_truncated_completions and all(example["response_truncated"] for example in examples):
+            logger.warning_once(
+                f"All {len(examples)} responses were cut off at `max_completion_length="
+                f"{self.args.max_completion_length}`, and nothing is learned from them. Raise it; or, for a teacher "
+                "that writes whole answers, set `mask_truncated_completions: false`."
+            )
         self._examples_to_print = list(zip(prompts, responses, corrections, strict=True))[:4]
         return examples
 

@@ -30,14 +30,15 @@ from ..data_utils import NOT_FOR_THE_TEACHER, chat_template_kwargs, check_datase
 from ..errors import BadInput
 from ..evaluation.corrector import evaluate_corrector
 from ..evaluation.evaluate import Evaluation
-from ..functions import import_function, try_feedback_function, try_value_function
+from ..functions import Prompt, import_function, try_feedback_function, try_value_function
+from ..policy.completions import CompletionEncoder
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler, numbered
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.reference import check_model_to_train
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .corrector_sft_config import CorrectorSFTConfig
 from .pair_pool import CORRECTOR, GOLD, PairPool, Record
@@ -262,7 +263,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         self.rollouts = Rollouts(args.rollout, args.rollout_weights, args.generation_batch_size)
         self._sampler = self._make_sampler(self.model, self._tokenizer, self.rollouts, trainer=self)
         stop_ids = self._sampler.stop_ids
-        self._end_of_turn = end_of_turn_token_id(self._tokenizer, stop_ids, conversational)
+        self._encode_completion = CompletionEncoder(self._tokenizer, stop_ids, missing_thoughts="empty")
         self.corrector_prompt = CorrectorPrompt(
             self._tokenizer, stop_ids, conversational, args.message_template, args.chat_template_kwargs
         )
@@ -305,7 +306,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         prompts = self.train_dataset[numbers]["prompt"]
         check_tokenizer(tokenizer, not isinstance(prompts[0], str))
         generator = generator.to(self.accelerator.device).eval()
-        prompt_ids = [ids for _, ids in self._render(numbers, tokenizer)]
+        prompt_ids = [ids for *_, ids in self._render(numbers, tokenizer)]
         rollouts = Rollouts(self.args.rollout, self.args.rollout_weights, self.args.generation_batch_size)
         found = self._make_sampler(generator, tokenizer, rollouts)(prompt_ids, self._names("generator", numbers))
         ids = self._encode(numbers, found.texts)  # of the corrector's tokenizer
@@ -313,16 +314,24 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
 
     def _encode(self, numbers: list[int], texts: list[str]) -> list[list[int]]:
         """Ids of responses that are given as text."""
-        prompts = self.train_dataset[numbers]["prompt"]
         return [
-            encode_completion(self._tokenizer, prompt, *rendered, text, self._end_of_turn)
-            for prompt, rendered, text in zip(prompts, self._render(numbers, self._tokenizer), texts, strict=True)
+            self._encode_completion(prompt, prompt_text, prompt_ids, text, kwargs)
+            for (prompt, kwargs, prompt_text, prompt_ids), text in zip(
+                self._render(numbers, self._tokenizer), texts, strict=True
+            )
         ]
 
-    def _render(self, numbers: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    def _render(
+        self, numbers: list[int], tokenizer: PreTrainedTokenizerBase
+    ) -> list[tuple[Prompt, dict[str, Any], str, list[int]]]:
+        """Prompts, the arguments of their chat template, their texts and ids."""
         common = self.args.chat_template_kwargs or {}
-        rows = (self.train_dataset[n] for n in numbers)
-        return [tokenize_prompt(tokenizer, row["prompt"], **common | chat_template_kwargs(row)) for row in rows]
+        rows = [self.train_dataset[n] for n in numbers]
+        kwargs = [common | chat_template_kwargs(row) for row in rows]
+        return [
+            (row["prompt"], of_row, *tokenize_prompt(tokenizer, row["prompt"], **of_row))
+            for row, of_row in zip(rows, kwargs, strict=True)
+        ]
 
     # ------------------------------------------------------------------ the pool
 

@@ -18,9 +18,10 @@ from ..data_utils import (
     share_of_process,
 )
 from ..functions import call_teacher, call_value_function
+from ..policy.completions import CompletionEncoder
 from ..policy.generation import Sampler, policy_for_generation
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, encode_completion, end_of_turn_token_id, tokenize_prompt
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation
 from .metrics import edit_ratio, is_rate, summarize
 
@@ -40,6 +41,7 @@ def evaluate_corrections(
     top_p: float = 1.0,
     top_k: int = 0,
     rollouts: Rollouts | None = None,
+    missing_thoughts: str = "own",
 ) -> Evaluation:
     """
     Evaluate a policy on held-out prompts.
@@ -77,6 +79,8 @@ def evaluate_corrections(
             Of the sampled responses: nucleus sampling, and the most likely tokens to sample from (0: all).
         rollouts ([`~policy.rollout.Rollouts`], *optional*):
             How responses are sampled; by default the fastest way that the model and the device allow.
+        missing_thoughts (`str`, *optional*, defaults to `"own"`):
+            As in [`CorrectionOptimizationConfig`]. A correction that cannot be completed counts as missing.
 
     Returns:
         [`Evaluation`].
@@ -90,7 +94,7 @@ def evaluate_corrections(
     rollouts = rollouts or Rollouts()
     greedy = Sampler(model, tokenizer, max_completion_length, temperature=0, engine=rollouts)
     sampled = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=rollouts)
-    end_of_turn = end_of_turn_token_id(tokenizer, sampled.stop_ids, conversational)
+    encode = CompletionEncoder(tokenizer, sampled.stop_ids, missing_thoughts)
 
     records = []
     rows = share_of_process(range(len(dataset)))
@@ -98,9 +102,12 @@ def evaluate_corrections(
         batch = dataset[rows[start : start + batch_size]]
         prompts = batch["prompt"]
         columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
+        template_kwargs = [
+            chat_template_kwargs(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)
+        ]
         rendered = [
-            tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))
-            for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+            tokenize_prompt(tokenizer, prompt, **kwargs)
+            for prompt, kwargs in zip(prompts, template_kwargs, strict=True)
         ]
         prompt_ids = [ids for _, ids in rendered]
         n_problems = len(prompts)
@@ -114,12 +121,9 @@ def evaluate_corrections(
         corrections = [None] * n_problems
         if teacher is not None:
             corrections = call_teacher(teacher, prompts, responses, columns)
-        correction_ids = [
-            response_ids[i]
-            if corrections[i] in (None, responses[i])
-            else encode_completion(tokenizer, prompts[i], *rendered[i], corrections[i], end_of_turn)
-            for i in range(n_problems)
-        ]
+        correction_ids, corrections = encode.corrections(
+            prompts, rendered, template_kwargs, response_ids, responses, corrections
+        )
         with policy_for_generation(model):
             logps = sequence_log_probs(model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id)
         for i in range(n_problems):

@@ -13,15 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt, try_feedback_function, try_value_function
+from ..policy.completions import CompletionEncoder
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import (
-    check_tokenizer,
-    encode_completion,
-    end_of_turn_token_id,
-    tokenize_prompt,
-)
+from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .strategy import Trace
 
 
@@ -135,11 +131,10 @@ def correct_iteratively(
         engine=rollouts or Rollouts(),
     )
     stop_ids = sampler.stop_ids
-    end_of_turn = end_of_turn_token_id(tokenizer, stop_ids, conversational)
     corrector_prompt = CorrectorPrompt(tokenizer, stop_ids, conversational, message_template, chat_template_kwargs)
     max_length = max_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
-    batch = _Batch(tokenizer, prompts, responses, columns, end_of_turn, chat_template_kwargs)
+    batch = _Batch(tokenizer, stop_ids, prompts, responses, columns, chat_template_kwargs)
 
     for correction in range(max_corrections):
         if value_function is not None:
@@ -171,7 +166,8 @@ def correct_iteratively(
 class _Batch:
     """Responses that are corrected again and again, and what became of them."""
 
-    def __init__(self, tokenizer, prompts, responses, columns, end_of_turn, chat_template_kwargs):
+    def __init__(self, tokenizer, stop_ids, prompts, responses, columns, chat_template_kwargs):
+        encode = CompletionEncoder(tokenizer, stop_ids, missing_thoughts="empty")
         self.prompts, self.columns = prompts, columns or {}
         self.prompt_ids: list[list[int]] = []
         self.response_ids: list[list[int]] = []  # of the last responses
@@ -179,7 +175,7 @@ class _Batch:
         for prompt, response in zip(prompts, responses, strict=True):
             text, ids = tokenize_prompt(tokenizer, prompt, **(chat_template_kwargs or {}))
             self.prompt_ids.append(ids)
-            self.response_ids.append(encode_completion(tokenizer, prompt, text, ids, response, end_of_turn))
+            self.response_ids.append(encode(prompt, text, ids, response, chat_template_kwargs))
             self.traces.append(Trace(responses=[response], tokens=[len(self.response_ids[-1])], replies=1))
 
     @property

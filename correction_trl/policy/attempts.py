@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
+from .completions import assistant_turn
 
 
 # SCoRe's instruction (paper 2409.12917), without the sentence about the answer's format: it never says whether the
@@ -64,6 +65,7 @@ class FollowUp:
         self.stop_ids = frozenset(stop_ids)
         self.conversational = conversational
         self.chat_template_kwargs = chat_template_kwargs or {}
+        self._end_ids = assistant_turn(tokenizer, stop_ids, conversational, self.chat_template_kwargs).end_ids
         self._ids_after_answer = lru_cache(maxsize=4096)(self._render)
         if conversational and _rewrites_history(tokenizer, self.chat_template_kwargs):
             warnings.warn(
@@ -83,10 +85,13 @@ class FollowUp:
         Returns:
             `list[int]`: To be appended to the attempt's ids.
         """
-        ids = self._ids_after_answer(message)
-        if ids and ids[0] in self.stop_ids and attempt_ids and attempt_ids[-1] in self.stop_ids:
-            ids = ids[1:]  # the attempt ended its turn itself
-        return list(ids)
+        ids, end = self._ids_after_answer(message), self._end_ids
+        n = 0
+        if tuple(attempt_ids[-len(end) :]) == end:  # the attempt ended its turn itself
+            n = next((i for i, (a, b) in enumerate(zip(ids, end, strict=False)) if a != b), min(len(ids), len(end)))
+        elif attempt_ids and ids[:1] == (attempt_ids[-1],) and ids[0] in self.stop_ids:
+            n = 1
+        return list(ids[n:])
 
     def _render(self, message: str) -> tuple[int, ...]:
         if not message.strip():
@@ -118,11 +123,9 @@ class FollowUp:
                 "cannot be asked for; use another template."
             )
         ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        closing = next((i for i, token in enumerate(ids) if token in self.stop_ids), None)
-        # Some templates put white space between an answer and its end token; the model's own answers have none
-        if closing and not self.tokenizer.decode(ids[:closing]).strip():
-            ids = ids[closing:]
-        return tuple(ids)
+        # Some templates put white space between an answer and its end; the model's own answers have none
+        n = next((i for i, token in enumerate(ids) if self.tokenizer.decode([token]).strip()), 0)
+        return tuple(ids[n:] if ids[n] == self._end_ids[0] or ids[n] in self.stop_ids else ids)
 
 
 class FollowUps:

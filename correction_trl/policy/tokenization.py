@@ -1,15 +1,15 @@
 """From text to token ids and back, in one place, so that training, sampling and evaluation see the same tokens.
 
 The rules. A prompt is rendered by the chat template with its generation prompt (or tokenised as it is, when plain). A
-completion is what the model would have to emit after that: its text, then one stop token. Sampled responses are never
-decoded and re-encoded: they are trained as the ids that were sampled.
+completion is what the model would have to emit after that (`completions.py`). Sampled responses are never decoded and
+re-encoded: they are trained as the ids that were sampled.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt
@@ -48,34 +48,25 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Genera
     return [tokenizer.eos_token_id, *(token for token in declared if token != tokenizer.eos_token_id)]
 
 
-def end_of_turn_token_id(tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], conversational: bool) -> int:
-    """
-    The stop token that ends an assistant's turn: the one the chat template writes, else the end-of-sequence token.
+def generation_config_of(model: str | PreTrainedModel, load_kwargs: dict[str, Any] | None = None) -> GenerationConfig:
+    """The generation settings of a model, also before it is loaded."""
+    if not isinstance(model, str):
+        return model.generation_config
+    kwargs = {key: (load_kwargs or {})[key] for key in ("revision", "trust_remote_code") if key in (load_kwargs or {})}
+    try:
+        return GenerationConfig.from_pretrained(model, **kwargs)
+    except OSError:  # it has no file of its own
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(model, **kwargs))
 
-    Some families end a turn with another token than their end-of-sequence token (Gemma's `<end_of_turn>`); a
-    correction has to end as the policy's own responses do.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-        stop_ids (`Sequence[int]`):
-            From [`stop_token_ids`].
-        conversational (`bool`):
-            Whether the prompts are lists of messages.
-    """
-    if conversational:
-        prompt = [{"role": "user", "content": "a"}]
-        try:
-            turn = tokenizer.apply_chat_template(
-                [*prompt, {"role": "assistant", "content": "b"}], tokenize=True, return_dict=True
-            )["input_ids"]
-        except TemplateError:  # a template for prompts alone
-            return stop_ids[0]
-        opened = tokenizer.apply_chat_template(prompt, tokenize=True, return_dict=True, add_generation_prompt=True)
-        for token in turn[len(opened["input_ids"]) :]:
-            if token in stop_ids:
-                return token
-    return stop_ids[0]
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of plain text, with the special tokens that the tokenizer puts in front of it, each once; none at the end,
+    from which the policy has to go on."""
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]
+    return ids
 
 
 def tokenize_prompt(
@@ -96,10 +87,7 @@ def tokenize_prompt(
         `tuple[str, list[int]]`: The rendered prompt and its ids.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-            ids = ids[:-1]  # some tokenizers end every text; the policy has to go on from here
-        return prompt, ids
+        return prompt, plain_ids(tokenizer, prompt)
     try:
         text = tokenizer.apply_chat_template(
             prompt, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
@@ -107,49 +95,6 @@ def tokenize_prompt(
     except TemplateError as error:
         raise BadInput(f"The chat template refuses the prompt {str(prompt)[:200]}: {error}.") from error
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def encode_completion(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    prompt_text: str,
-    prompt_ids: list[int],
-    completion: str,
-    stop_token_id: int,
-) -> list[int]:
-    """
-    Token ids of a completion that was given as text (a teacher's), its stop token included.
-
-    The text is tokenised together with its prompt, so that a tokenizer whose pieces depend on what stands before them
-    gives the ids that the model would have emitted. Where tokens merge across the boundary, the completion is
-    tokenised alone.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-        prompt (`str` or `list[dict]`):
-            The prompt as it stands in the dataset.
-        prompt_text (`str`):
-            The rendered prompt, from [`tokenize_prompt`].
-        prompt_ids (`list[int]`):
-            Its ids, from [`tokenize_prompt`].
-        completion (`str`):
-            The text to encode.
-        stop_token_id (`int`):
-            From [`end_of_turn_token_id`].
-
-    Returns:
-        `list[int]`.
-    """
-    add_special_tokens = isinstance(prompt, str)  # a chat template writes its special tokens itself
-    ids = tokenizer(prompt_text + completion, add_special_tokens=add_special_tokens)["input_ids"]
-    if ids[: len(prompt_ids)] == prompt_ids:
-        ids = ids[len(prompt_ids) :]
-    else:
-        ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    if ids and ids[-1] == stop_token_id:  # some tokenizers append it to plain text
-        return ids
-    return [*ids, stop_token_id]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]) -> list[str]:

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from correction_trl.policy.completions import CompletionEncoder
 from correction_trl.policy.tokenization import (
     check_tokenizer,
     decode,
-    encode_completion,
-    end_of_turn_token_id,
     stop_token_ids,
     tokenize_prompt,
 )
@@ -31,8 +30,7 @@ def encode(tokenizer, prompt, completion, generation_config=None) -> tuple[list[
     """Ids of a prompt and of its completion, as a trainer gets them."""
     stop_ids = stop_token_ids(tokenizer, generation_config or GenerationConfig())
     text, prompt_ids = tokenize_prompt(tokenizer, prompt)
-    stop = end_of_turn_token_id(tokenizer, stop_ids, conversational=not isinstance(prompt, str))
-    return prompt_ids, encode_completion(tokenizer, prompt, text, prompt_ids, completion, stop)
+    return prompt_ids, CompletionEncoder(tokenizer, stop_ids)(prompt, text, prompt_ids, completion)
 
 
 # ---------------------------------------------------------------- the tiny tokenizer
