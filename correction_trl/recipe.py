@@ -439,27 +439,50 @@ class TrainingRun:
         Raises:
             BadInput: If there is no such model.
         """
+        from .policy.loading import is_adapter
         from .signals import SaveOnSignal
 
-        check_model(self.model_name, self.model_args.model_revision, self.args.trust_remote_code)
-        self.args.model_init_kwargs = {
+        load_kwargs = {
             "revision": self.model_args.model_revision,
             "attn_implementation": self.model_args.attn_implementation,
             "dtype": self.model_args.dtype,
             **(self.args.model_init_kwargs or {}),
         }
+        common = {
+            "args": self.args,
+            "train_dataset": self.train,
+            "callbacks": [SaveOnSignal()] if self.script_args.save_on_signal else None,
+        }
+        if is_adapter(self.model_name, load_kwargs["revision"]):
+            return common | self._adapter_to_train_on(load_kwargs)
+        check_model(self.model_name, self.model_args.model_revision, self.args.trust_remote_code)
+        self.args.model_init_kwargs = load_kwargs
         peft_config = get_peft_config(self.model_args)
         modules = peft_config.target_modules if peft_config is not None else None
         if isinstance(modules, str) and re.fullmatch(r"\w+", modules):
             peft_config.target_modules = {modules}  # ModelConfig made a pattern of the one name
-        return {
+        return common | {
             "model": self.model_name,
-            "args": self.args,
-            "train_dataset": self.train,
             "quantization_config": get_quantization_config(self.model_args),
             "peft_config": peft_config,
-            "callbacks": [SaveOnSignal()] if self.script_args.save_on_signal else None,
         }
+
+    def _adapter_to_train_on(self, load_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """An adapter is loaded on its base and trained on; its own shape counts, not the one of the arguments."""
+        from accelerate import PartialState
+
+        from .policy.loading import load_policy
+
+        quantization = get_quantization_config(self.model_args)
+        if quantization is not None:
+            load_kwargs["device_map"] = {"": PartialState().device}
+        model, tokenizer = load_policy(
+            self.model_name, trainable=True, **load_kwargs, quantization_config=quantization
+        )
+        self.args.model_init_kwargs = None
+        if self.args.process_index == 0:
+            print(f"{self.model_name} is an adapter: it is trained on, and the `lora_...` settings are not used.")
+        return {"model": model, "processing_class": tokenizer}
 
     def evaluate(self, trainer: Any, when: str, evaluation: Callable) -> Any:
         """
@@ -595,14 +618,8 @@ def check_model(name: str, revision: str = "main", trust_remote_code: bool = Fal
             Whether code that comes with it may be run.
 
     Raises:
-        BadInput: If there is none, or only an adapter.
+        BadInput: If there is none.
     """
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        raise BadInput(
-            f"`model_name_or_path={name!r}` is an adapter: merge it into its base first "
-            "(`AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()`), save that and its tokenizer to a "
-            "folder of its own, and train from there."
-        )
     try:
         AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

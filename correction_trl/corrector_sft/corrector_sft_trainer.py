@@ -13,7 +13,6 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -34,6 +33,7 @@ from ..functions import Prompt, import_function, try_feedback_function, try_valu
 from ..policy.completions import CompletionEncoder
 from ..policy.corrector_prompt import CorrectorPrompt
 from ..policy.generation import Sampler, numbered
+from ..policy.loading import load_policy
 from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.reference import check_model_to_train
@@ -298,9 +298,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             return [(text, ids, not cut) for text, ids, cut in zip(found.texts, found.ids, found.cut_off, strict=True)]
         generator, tokenizer = self._generator, self._generator_tokenizer
         if isinstance(generator, str):
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(generator)
-            generator = AutoModelForCausalLM.from_pretrained(generator, dtype="auto")
+            generator, own_tokenizer = load_policy(generator, dtype="auto")
+            tokenizer = tokenizer or own_tokenizer
         elif tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(get_config_model_id(generator.config))
         prompts = self.train_dataset[numbers]["prompt"]
@@ -534,13 +533,12 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         args, corrector = self.args, self.accelerator.unwrap_model(self.model)
         answers, tokenizer = corrector, self._tokenizer
         if generator is not None:
-            answers = AutoModelForCausalLM.from_pretrained(
+            answers, tokenizer = load_policy(
                 generator,
                 dtype=(args.model_init_kwargs or {}).get("dtype", "auto"),
                 quantization_config=self._quantization_config,
                 device_map={"": str(self.accelerator.device)},
             )
-            tokenizer = AutoTokenizer.from_pretrained(generator)
         return evaluate_corrector(
             corrector,
             self._tokenizer,

@@ -9,13 +9,13 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_quantization_config
 
-from ..errors import BadInput
 from ..functions import Prompt
 from ..policy.attempts import FollowUps
 from ..policy.generation import Sampler
+from ..policy.loading import load_policy
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, stop_token_ids, tokenize_prompt
 
@@ -247,17 +247,12 @@ def load_model(
     """
     quantization_config = get_quantization_config(model_args)
     is_named_in_args = name == model_args.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=model_args.model_revision if is_named_in_args else None,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            quantization_config=quantization_config,
-            device_map={"": device} if quantization_config is not None else None,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(f"The model {name!r} cannot be loaded ({reason}).") from error
+    model, tokenizer = load_policy(
+        name,
+        revision=model_args.model_revision if is_named_in_args else None,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization_config,
+        device_map={"": device} if quantization_config is not None else None,
+    )
     return (model if quantization_config is not None else model.to(device)).eval(), tokenizer

@@ -36,7 +36,7 @@ from trl.trainer.utils import pad
 from ..errors import BadInput
 from .attempts import sample_attempts
 from .attention import unsupported_reason
-from .tokenization import decode, stop_token_ids
+from .tokenization import check_vocabulary, decode, stop_token_ids
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -402,6 +402,7 @@ class Sampler:
     ):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        check_vocabulary(model, tokenizer)
         if stop_ids is None:
             stop_ids = stop_token_ids(tokenizer, model.generation_config)
         self.model, self.tokenizer, self.trainer, self.engine = model, tokenizer, trainer, engine

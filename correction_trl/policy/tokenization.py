@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
@@ -37,6 +38,23 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) ->
         raise BadInput(
             "The prompts are conversational (lists of messages), but the tokenizer has no chat template; use a chat "
             "model, set `tokenizer.chat_template`, or give the prompts as plain text."
+        )
+
+
+def check_vocabulary(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Refuse a tokenizer that has more tokens than the model has embeddings.
+
+    Raises:
+        BadInput: With both numbers.
+    """
+    n_tokens = max(tokenizer.get_vocab().values()) + 1
+    embeddings = model.get_input_embeddings()
+    n_embeddings = getattr(embeddings, "num_embeddings", n_tokens)  # sharded weights show their part alone
+    if n_embeddings < n_tokens:
+        raise BadInput(
+            f"The tokenizer has {n_tokens} tokens and the model {n_embeddings} embeddings: use the model's own "
+            "tokenizer, or call `model.resize_token_embeddings(len(tokenizer))`, save both, and start from there."
         )
 
 

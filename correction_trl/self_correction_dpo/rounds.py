@@ -173,6 +173,11 @@ def train_rounds(
     Raises:
         BadInput: If the settings cannot work together, the weights are sharded, or no pair comes of a round.
     """
+    if not isinstance(model, str):
+        raise BadInput(
+            "Each round loads the model again: give its name, not a model. An adapter has to be merged into its base "
+            "(`merge_and_unload()`) and saved with its tokenizer in a folder first."
+        )
     _check_rounds(args, rounds, samples_per_prompt)
     state = PartialState()
     load_kwargs = {

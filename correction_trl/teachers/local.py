@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,6 +14,7 @@ from transformers import (
 from ..data_utils import public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler
+from ..policy.loading import load_policy
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 from .base import Item, Keep, Teacher, batches
@@ -129,18 +128,12 @@ class LocalTeacher(Teacher):
                 quantization = BitsAndBytesConfig(
                     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
                 )
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.model_name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    self.model_name,
-                    dtype=self.dtype,
-                    quantization_config=quantization,
-                    device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
-                )
-            except (OSError, ValueError) as error:
-                raise BadInput(
-                    f"The teacher {self.model_name!r} cannot be loaded ({str(error).splitlines()[0]})."
-                ) from None
+            model, tokenizer = load_policy(
+                self.model_name,
+                dtype=self.dtype,
+                quantization_config=quantization,
+                device_map={"": "cuda" if torch.cuda.is_available() else "cpu"},
+            )
             check_tokenizer(tokenizer, tokenizer.chat_template is not None)
             self._loaded = model.eval(), tokenizer
         return self._loaded

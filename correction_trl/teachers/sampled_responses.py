@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_quantization_config
 
 from ..data_utils import chat_template_kwargs, check_dataset, message_text, public_name
 from ..errors import BadInput
 from ..policy.generation import Sampler, numbered
+from ..policy.loading import load_policy
 from ..policy.rollout import Rollouts
 from ..policy.tokenization import check_tokenizer, tokenize_prompt
 
@@ -120,18 +120,14 @@ def _sample(
 ) -> list[str]:
     quantization = get_quantization_config(model_args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name, revision=model_args.model_revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            model_name,
-            revision=model_args.model_revision,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            quantization_config=quantization,
-            device_map={"": device},
-        )
-    except (OSError, ValueError) as error:
-        raise BadInput(f"The model {model_name!r} cannot be loaded ({str(error).splitlines()[0]}).") from None
+    model, tokenizer = load_policy(
+        model_name,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+        device_map={"": device},
+    )
     check_tokenizer(tokenizer, conversational=not isinstance(dataset[0]["prompt"], str))
     rows = dataset.select(places)
     prompt_ids = [tokenize_prompt(tokenizer, row["prompt"], **chat_template_kwargs(row))[1] for row in rows]

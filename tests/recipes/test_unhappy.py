@@ -151,7 +151,7 @@ def test_a_model_that_is_not_there(stem, tmp_path, monkeypatch):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     sentence = sentence_of(lambda: launch(stem, "--model_name_or_path", "adapter", *arguments))
-    assert "is an adapter" in sentence and "merge_and_unload" in sentence
+    assert "The base None of the adapter 'adapter' cannot be loaded" in sentence and "adapter_config.json" in sentence
 
 
 @pytest.mark.parametrize(
