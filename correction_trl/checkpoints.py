@@ -1,16 +1,19 @@
 """Checkpoints that are whole or do not count, and folders that one run owns."""
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import sqlite3
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
+from safetensors import SafetensorError
 
-from .errors import BadInput
+from .errors import BadInput, first_line
 
 
 LOCK_FILE = ".run.lock"
@@ -143,6 +146,29 @@ def checkpoint_to_resume_from(
     raise BadInput(f"`resume_from_checkpoint={str(wanted)!r}` cannot be resumed from: {problem}; {offer}.")
 
 
+def full_disk(error: BaseException) -> str | None:
+    """
+    Why a file could not be written, if it was for want of room: the disk is full, a quota or a limit is reached.
+
+    Args:
+        error (`BaseException`):
+            From Python, safetensors, torch or SQLite, each of which says it in its own way.
+
+    Returns:
+        `str` or `None`: What it says; `None` if it is about anything else.
+    """
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+    # torch names no reason, but the archive's writer writes and does nothing else
+    words = {
+        SafetensorError: ("os error 28", "os error 122", "os error 27"),
+        sqlite3.OperationalError: ("disk is full", "disk I/O error"),
+        RuntimeError: ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos"),
+    }
+    of_kind = [word for kind, found in words.items() if isinstance(error, kind) for word in found]
+    return first_line(error) if any(word in str(error) for word in of_kind) else None
+
+
 @contextlib.contextmanager
 def owned(output_dir: Path) -> Iterator[None]:
     """
@@ -225,8 +251,17 @@ class CheckpointTrainerMixin:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        if not self.args.save_only_model:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_side_files(folder)
-        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            if not self.args.save_only_model:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._write_side_files(folder)
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if (reason := full_disk(error)) is None:
+                raise
+            whole = whole_checkpoints(folder.parent, self._side_files(), self.args.save_only_model)
+            go_on = f"go on from {whole[-1]} with `resume_from_checkpoint`" if whole else "start again"
+            raise BadInput(
+                f"The checkpoint {folder} could not be written ({reason}): make room on the disk, and {go_on}."
+            ) from error

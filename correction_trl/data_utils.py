@@ -25,6 +25,7 @@ ID_COLUMNS = ("id", "problem_id", "task_id", "unique_id")
 IMAGE_COLUMNS = ("image", "images")
 # Columns that belong to the prompt; all others are handed to teachers and value functions
 NOT_FOR_THE_TEACHER = ("prompt", "tools", "chat_template_kwargs")
+_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _OWN_NAMES, _TRL_NAMES = ("response", "correction"), ("rejected", "chosen")
 
 
@@ -101,6 +102,10 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
         if names == _OWN_NAMES and "prompt" not in columns:
             raise BadInput(f"`{name}` has no column 'prompt'; its columns are {', '.join(columns)}.")
 
+    _check_rows(dataset, [*checked, *(column for column in _TEMPLATE_COLUMNS if column in columns)], name)
+
+
+def _check_rows(dataset: Dataset | IterableDataset, checked: list[str], name: str) -> None:
     if isinstance(dataset, Dataset):
         index = 0
         for batch in dataset.select_columns(checked).with_format(None).iter(batch_size=1000):
@@ -109,6 +114,28 @@ def check_dataset(dataset: Dataset | IterableDataset, name: str, teacher: Any = 
                 index += 1
     else:
         _check_row({column: next(iter(dataset))[column] for column in checked}, 0, name)
+
+
+def with_checked_rows(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
+    """
+    A stream whose rows are checked as they come, as [`check_dataset`] has checked its first, and all rows of a
+    map-style dataset, which is returned as it is.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            From [`check_dataset`].
+        name (`str`):
+            What the messages call it.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    checked = [c for c in _columns(dataset) if c in ("prompt", *_OWN_NAMES, *_TRL_NAMES, *_TEMPLATE_COLUMNS)]
+
+    def check(row, index):
+        _check_row({column: row.get(column) for column in checked}, index, name)
+        return row
+
+    return dataset.map(check, with_indices=True)
 
 
 def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -186,6 +213,10 @@ def _columns(dataset: Dataset | IterableDataset) -> list[str]:
 
 def _check_row(row: dict[str, Any], index: int, name: str) -> None:
     for column, value in row.items():
+        if column in _TEMPLATE_COLUMNS:
+            if problem := _problem_of_template_column(column, value):
+                raise BadInput(f"`{name}`, row {index}: `{column}` {problem}; correct it or leave it empty.")
+            continue
         problem = _problem(value)
         if problem is None and column != "prompt" and "prompt" in row:
             problem = _problem_beside_a_prompt(value, row["prompt"])
@@ -208,12 +239,30 @@ def _problem(value: Any) -> str | None:
     for message in value:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             return "is not text: one of its messages lacks 'role' or 'content'"
+        if not isinstance(message["role"], str):
+            return f"has a message whose role is no text but {type(message['role']).__name__}"
         content = message["content"]
         if content is None or (isinstance(content, str) and not content.strip()):
             return f"has an empty message of the {message['role']}"
         if not isinstance(content, str | list):
             return f"has a message that is not text but {type(content).__name__}"
     return None
+
+
+def _problem_of_template_column(column: str, value: Any) -> str | None:
+    if not value:
+        return None
+    if column == "chat_template_kwargs":
+        if not isinstance(value, dict):
+            return f"must hold the names and values of the template's arguments, and is {type(value).__name__}"
+        taken = sorted({"tokenize", "add_generation_prompt", "return_dict", "conversation", "tools"} & set(value))
+        return f"holds `{taken[0]}`, which is set elsewhere" if taken else None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return "is no JSON"
+    return None if isinstance(value, list) and all(isinstance(tool, dict) for tool in value) else "is no list of tools"
 
 
 def _problem_beside_a_prompt(response: Any, prompt: Any) -> str | None:

@@ -24,7 +24,7 @@ from transformers import AutoConfig, Trainer
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from .carry_addition import embedded_path
-from .checkpoints import checkpoint_to_resume_from, owned
+from .checkpoints import checkpoint_to_resume_from, full_disk, owned
 from .data_utils import load_split, public_name
 from .errors import BadInput, TeacherFailed, first_line
 from .functions import import_function
@@ -368,6 +368,13 @@ def run(main: Callable, *args: Any) -> None:
         # Nobody reads any more; Python would complain once more when it flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit("Stopped: what reads the output has ended; write the output to a file instead.") from None
+    except Exception as error:
+        if (reason := full_disk(error)) is None:
+            raise
+        raise SystemExit(
+            f"Error: a file could not be written ({reason}); make room on the disk and start the recipe again: what "
+            "was saved stays."
+        ) from None
 
 
 class TrainingRun:

@@ -34,6 +34,13 @@ class SCoReScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None, metadata={"help": "`module:function` of each reward function; see docs/rewards.md."}
     )
+    extract_answer: str | None = field(
+        default=None,
+        metadata={
+            "help": "`module:function` from an attempt to its answer, which `answer_changed` compares; default: the "
+            "whole text (docs/evaluation.md)."
+        },
+    )
     evaluation_turns: int = field(default=2, metadata={"help": "Attempts in the evaluation."})
     evaluation_temperature: float = field(
         default=1.0, metadata={"help": "Temperature of the sampled attempts in the evaluation."}
@@ -53,7 +60,13 @@ def main(script_args, training_args, model_args):
             raise BadInput("`reward_funcs` is not set; name at least one, for example `my_rewards:is_right`.")
         script_args.reward_funcs = ["correction_trl.carry_addition:exact_match"]
     reward_funcs = [import_function(name, "reward_funcs") for name in script_args.reward_funcs]
-    trainer = SCoReTrainer(reward_funcs=reward_funcs, eval_dataset=job.validation, **job.trainer_kwargs())
+    extractor = job.function("extract_answer")
+    trainer = SCoReTrainer(
+        reward_funcs=reward_funcs,
+        eval_dataset=job.validation,
+        **({} if extractor is None else {"extract_answer": extractor}),
+        **job.trainer_kwargs(),
+    )
 
     def evaluation(problems):
         greedy, sampled = (

@@ -1,9 +1,12 @@
 """A checkpoint is whole or does not count, and a folder belongs to one run."""
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +23,7 @@ from correction_trl import (
     SCoReConfig,
     SCoReTrainer,
 )
-from correction_trl.checkpoints import LOCK_FILE, checkpoint_problem, checkpoint_to_resume_from, owned
+from correction_trl.checkpoints import LOCK_FILE, checkpoint_problem, checkpoint_to_resume_from, full_disk, owned
 from correction_trl.errors import BadInput
 
 
@@ -39,7 +42,9 @@ def make_trainer(method, make_args, tmp_path, model, prompts, **settings):
         return CorrectionOptimizationTrainer(model, args, train_dataset=prompts, teacher=teacher)
     if method == "corrector_sft":
         settings = {"samples_per_prompt": 6, "exploration_steps": 0, "max_length": None, **settings}
-        args = CorrectorSFTConfig(**make_args(tmp_path, max_completion_length=16, **settings))
+        settings = make_args(tmp_path, max_completion_length=16, **settings)
+        del settings["mask_truncated_completions"]  # no target of a corrector was cut off
+        args = CorrectorSFTConfig(**settings)
         return CorrectorSFTTrainer(model, args, train_dataset=prompts.select(range(8)), value_function=letters)
     settings = {"reference": "stage_1", "num_generations": 4, "instruction": "check it.", **settings}
     args = SCoReConfig(**make_args(tmp_path, per_device_train_batch_size=8, **{**settings}))
@@ -193,3 +198,33 @@ def test_a_lock_of_another_machine_is_respected(tmp_path):
         with owned(tmp_path):
             pass
     assert Path(tmp_path / LOCK_FILE).is_file()
+
+
+@pytest.mark.parametrize("room", [100, 20_000, 200_000], ids=["the config", "the weights", "the optimizer"])
+def test_a_full_disk_is_one_sentence_and_costs_no_earlier_checkpoint(
+    room, make_args, tmp_path, tiny_model, plain_prompts
+):
+    """A limit on the size of files in its place, which safetensors, torch and Python meet as the end of a disk."""
+    trainer = make_trainer("correction_optimization", make_args, tmp_path, tiny_model, plain_prompts)
+    before, write_side_files = resource.getrlimit(resource.RLIMIT_FSIZE), trainer._write_side_files
+
+    def full_at_the_second(folder):
+        if folder.name == "checkpoint-4":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        write_side_files(folder)
+
+    trainer._write_side_files = full_at_the_second
+    try:
+        with pytest.raises(BadInput, match="checkpoint-4 could not be written .* make room .*checkpoint-2") as error:
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value)
+    assert checkpoint_to_resume_from(True, tmp_path / "output").endswith("checkpoint-2")
+
+
+def test_what_a_full_disk_is_and_what_it_is_not():
+    assert full_disk(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert full_disk(sqlite3.OperationalError("database or disk is full")) is not None
+    for other in (OSError(errno.EACCES, "no"), RuntimeError("CUDA out of memory"), ValueError("disk is full")):
+        assert full_disk(other) is None

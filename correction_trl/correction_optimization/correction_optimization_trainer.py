@@ -43,6 +43,7 @@ from ..data_utils import (
     dataset_kind,
     message_text,
     to_preference_columns,
+    with_checked_rows,
 )
 from ..errors import BadInput, TeacherFailed
 from ..evaluation.metrics import edit_ratio
@@ -60,7 +61,14 @@ from ..policy.reference import (
     reference_of,
 )
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, decode, generation_config_of, stop_token_ids, tokenize_prompt
+from ..policy.tokenization import (
+    check_prompts,
+    check_tokenizer,
+    decode,
+    generation_config_of,
+    stop_token_ids,
+    tokenize_prompt,
+)
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
@@ -323,6 +331,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         map_kwargs = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
 
         if dataset_kind(dataset) == PROMPTS:
+            check_prompts(tokenizer, dataset, f"the {dataset_name} dataset")
             self._prompt_dataset_columns += [
                 column for column in columns if column not in self._prompt_dataset_columns
             ]
@@ -350,7 +359,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             return dataset
 
         n_rows = len(dataset) if isinstance(dataset, Dataset) else None
-        dataset = to_preference_columns(dataset)
+        dataset = to_preference_columns(with_checked_rows(dataset, f"the {dataset_name} dataset"))
         if not set(PAIR_TOKEN_COLUMNS) <= set(columns):  # pairs that were sampled come as the ids they were sampled as
             stop_ids = stop_token_ids(tokenizer, self._generation_config)
             encode = CompletionEncoder(tokenizer, stop_ids, args.missing_thoughts)

@@ -38,7 +38,7 @@ from ..policy.micro_batches import MicroBatchTrainerMixin
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.reference import check_model_to_train
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, tokenize_prompt
+from ..policy.tokenization import check_prompts, check_tokenizer, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .corrector_sft_config import CorrectorSFTConfig
 from .pair_pool import CORRECTOR, GOLD, PairPool, Record
@@ -222,6 +222,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         conversational = not isinstance(dataset[0]["prompt"], str)
         check_tokenizer(self._tokenizer, conversational)
         tokenizer, common = self._tokenizer, args.chat_template_kwargs or {}  # datasets would pickle the trainer
+        check_prompts(tokenizer, dataset, "train_dataset", **common)
 
         def prompt_ids(row):
             return {"prompt_ids": tokenize_prompt(tokenizer, row["prompt"], **common | chat_template_kwargs(row))[1]}

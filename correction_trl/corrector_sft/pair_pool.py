@@ -205,6 +205,9 @@ class PairPool:
         column("_ids", ids, np.int32)
         if corrections:
             column("_corrections", corrections, np.int64)
+            pairs = self._corrections[:, 0] * np.int64(len(self)) + self._corrections[:, 1]
+            # Sampled again, a correction is the one that there is
+            self._corrections = self._corrections[np.sort(np.unique(pairs, return_index=True)[1])]
         self._pairs = None
         if self.max_per_prompt is not None:
             self._drop_surplus()

@@ -13,7 +13,7 @@ from ..inference.strategy import Trace
 from ..policy.attempts import FollowUps
 from ..policy.generation import Sampler
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, tokenize_prompt
+from ..policy.tokenization import check_prompts, check_tokenizer, tokenize_prompt
 from .evaluate import Evaluation, judge_traces, summarize_records
 
 
@@ -102,6 +102,7 @@ def evaluate_attempts(
         raise BadInput(f"`samples={samples}` greedy samples are all the same; set a `temperature`, or one sample.")
     conversational = not isinstance(dataset[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
+    check_prompts(tokenizer, dataset, "the evaluation dataset", **(template_kwargs or {}))
     rollouts = rollouts or Rollouts()
     sampler = Sampler(model, tokenizer, max_completion_length, temperature, top_p, top_k, seed=seed, engine=rollouts)
     follow_ups = FollowUps(tokenizer, sampler.stop_ids)

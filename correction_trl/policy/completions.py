@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt
-from .tokenization import plain_ids
+from .tokenization import plain_ids, render_chat
 
 
 # How chat templates and models mark thoughts
@@ -281,10 +281,7 @@ class CompletionEncoder:
         Raises:
             BadInput: If the template refuses the messages or changes the text of one.
         """
-        try:
-            whole = self.tokenizer.apply_chat_template([*prompt, *messages], tokenize=False, **kwargs)
-        except TemplateError as error:
-            raise BadInput(f"The chat template refuses the messages {str(messages)[:200]}: {error}.") from error
+        whole = render_chat(self.tokenizer, [*prompt, *messages], **kwargs)
         reply = whole[len(os.path.commonprefix([prompt_text, whole])) :]
         for message in messages:
             content = message.get("content")

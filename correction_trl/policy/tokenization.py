@@ -6,13 +6,16 @@ re-encoded: they are trained as the ids that were sampled.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+from datasets import Dataset
 from jinja2.exceptions import TemplateError
 from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import BadInput
+from ..data_utils import chat_template_kwargs as row_template_kwargs
+from ..errors import BadInput, first_line
 from ..functions import Prompt
 
 
@@ -106,13 +109,95 @@ def tokenize_prompt(
     """
     if isinstance(prompt, str):
         return prompt, plain_ids(tokenizer, prompt)
-    try:
-        text = tokenizer.apply_chat_template(
-            prompt, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
-        )
-    except TemplateError as error:
-        raise BadInput(f"The chat template refuses the prompt {str(prompt)[:200]}: {error}.") from error
+    text = render_chat(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
     return text, tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+    """
+    Messages as the tokenizer's chat template writes them. A template that is written for texts gets a message's text
+    parts as one text, one that is written for parts gets a text as a part: each would pass over, or print as Python,
+    what is in the other form.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            With a chat template.
+        messages (`list[dict]`):
+            The conversation.
+        **kwargs:
+            Of `apply_chat_template`.
+
+    Raises:
+        BadInput: If the template refuses the messages, or cannot read them.
+    """
+    shows_texts, shows_parts = _forms_of_content(tokenizer, repr(tokenizer.chat_template))
+    readable = []
+    for message in messages:
+        # Tables fill up the keys that a message does not have; templates ask whether a key is there
+        message = {key: value for key, value in message.items() if value is not None or key == "content"}
+        content = message.get("content")
+        if isinstance(content, str) and not shows_texts and shows_parts:
+            content = [{"type": "text", "text": content}]
+        elif isinstance(content, list) and not shows_parts and all(part.get("type") == "text" for part in content):
+            content = "".join(part.get("text") or "" for part in content)
+        readable.append(message | {"content": content} if "content" in message else message)
+    try:
+        return tokenizer.apply_chat_template(readable, tokenize=False, **kwargs)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise BadInput(
+            f"The chat template refuses the messages (roles: {roles[:100]}): {first_line(error).rstrip('.')}; bring "
+            "them into a form that it takes (some take no system message, no tool, or only user and assistant in "
+            f"turn), or set another `tokenizer.chat_template`. They are {str(messages)[:200]!r}."
+        ) from error
+
+
+def check_prompts(
+    tokenizer: PreTrainedTokenizerBase, dataset: Dataset, name: str, **chat_template_kwargs: Any
+) -> None:
+    """
+    See, before anything is sampled, that the chat template takes the prompts: one of each sequence of roles, which is
+    what templates refuse.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        dataset ([`~datasets.Dataset`]):
+            With a column `prompt`. Of a stream nothing is looked at.
+        name (`str`):
+            What the message calls it.
+        **chat_template_kwargs:
+            Passed to the chat template; a row's own come first.
+
+    Raises:
+        BadInput: With the number of the first row that is refused.
+    """
+    seen = set()
+    for index, prompt in enumerate(dataset["prompt"] if isinstance(dataset, Dataset) else ()):
+        if isinstance(prompt, str):
+            return
+        form = tuple((message["role"], type(message["content"])) for message in prompt)
+        if form not in seen:
+            seen.add(form)
+            try:
+                tokenize_prompt(tokenizer, prompt, **chat_template_kwargs | row_template_kwargs(dataset[index]))
+            except BadInput as error:
+                raise BadInput(f"`{name}`, row {index}: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _forms_of_content(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> tuple[bool, bool]:
+    """Whether a template writes the text of a message that is a text, and of one that is a list of parts. It is an
+    argument because it may be set anew."""
+
+    def shows(content):
+        try:
+            text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:  # what a template does with what it is not written for, nobody knows
+            return False
+        return "shown" in text and "'text'" not in text
+
+    return shows("shown"), shows([{"type": "text", "text": "shown"}])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, completion_ids: Sequence[Sequence[int]]) -> list[str]:

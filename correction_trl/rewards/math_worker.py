@@ -45,11 +45,15 @@ def main():
         except Exception:
             return None
 
-    def same_size(gold, answer):
-        """Whether two numbers are equal in proportion; math-verify rounds to six decimals, and 2^{-60} to nothing."""
+    def same_size(gold, answer, is_fraction):
+        """Whether two numbers are equal in proportion; math-verify rounds to six decimals, and 2^{-60} to nothing.
+        Fractions without a decimal are equal or not."""
         if not (isinstance(gold, Expr) and isinstance(answer, Expr)) or gold.free_symbols or answer.free_symbols:
             return True
-        a, b = gold.doit().evalf(30), answer.doit().evalf(30)
+        a, b = gold.doit(), answer.doit()
+        if is_fraction and a.is_Rational and b.is_Rational:
+            return a == b
+        a, b = a.evalf(30), b.evalf(30)
         if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
             return True
         return bool(abs(a - b) <= 1e-5 * max(abs(a), abs(b)))
@@ -57,6 +61,7 @@ def main():
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         gold, answer = json.loads(line)
+        is_fraction = "." not in gold + answer
         try:
             gold, answer = read(gold), read(answer)
             # A gold answer that cannot be read is nobody's fault but the dataset's: not judged.
@@ -64,7 +69,7 @@ def main():
                 verdict = None if gold is None else False
             else:
                 verdict = verify([gold], [answer], timeout_seconds=None, allow_set_relation_comp=True)
-                verdict = verdict and same_size(gold, answer)
+                verdict = verdict and same_size(gold, answer, is_fraction)
         except (MemoryError, RecursionError):
             verdict = None
         print(json.dumps(verdict), file=answers, flush=True)

@@ -559,7 +559,9 @@ SIGN_ONLY = re.compile(r"[-+]?")
 
 def quantities_equal(a: Quantity, b: Quantity) -> bool | None:
     """Whether two quantities are the same. A bare number is right with any unit, and 50% is 50 or 0.5."""
-    approximate = a.decimal != b.decimal
+    # A decimal may be a rounded fraction; a whole number is none
+    rounded = [q.value for q in (a, b) if q.decimal and isinstance(q.value, Fraction) and q.value.denominator > 1]
+    approximate = a.decimal != b.decimal and bool(rounded)
     units = [read_unit(quantity.unit) if quantity.unit else None for quantity in (a, b)]
     percent = [unit is not None and unit[0] == "percent^1" for unit in units]
     if percent[0] != percent[1] and not (a.unit and b.unit):

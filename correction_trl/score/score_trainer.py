@@ -20,11 +20,12 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, get_config_model_id, pad, use_adapter
 
 from ..checkpoints import CheckpointTrainerMixin
-from ..data_utils import chat_template_kwargs, check_dataset, message_text
+from ..data_utils import chat_template_kwargs, check_dataset, message_text, with_checked_rows
 from ..errors import BadInput
 from ..evaluation.attempts import evaluate_attempts
 from ..evaluation.metrics import edit_distance_ratio
 from ..functions import as_value_function, call_value_function
+from ..inference.answers import whole_text
 from ..policy.attempts import FollowUp, FollowUps
 from ..policy.generation import Sampler, seed_of, seeded
 from ..policy.micro_batches import MicroBatches, MicroBatchTrainerMixin
@@ -38,7 +39,7 @@ from ..policy.reference import (
     reference_parameters,
 )
 from ..policy.rollout import Rollouts
-from ..policy.tokenization import check_tokenizer, decode, tokenize_prompt
+from ..policy.tokenization import check_prompts, check_tokenizer, decode, tokenize_prompt
 from ..reporting.trainer_card import ModelCardMixin
 from .score_config import SCoReConfig
 from .turn_credit import leave_one_out, multi_turn_loss, turn_returns, turn_sums
@@ -132,6 +133,10 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
             For loading `model` quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
+        extract_answer (`Callable`, *optional*):
+            From the text of an attempt to its answer, `None` if there is none to be found (see
+            `inference/answers.py`): what `answer_changed` compares, and, in evaluations, what an attempt must hold to
+            be right. By default the whole text is the answer.
 
     Raises:
         BadInput: If the data, the chat template, a reward function or the settings cannot work together; the message
@@ -167,6 +172,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        extract_answer: Callable[[str], str | None] = whole_text,
     ):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -175,6 +181,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         # Everything that can be wrong with the inputs is said before a model is loaded
         _check_inputs(args, reward_funcs, train_dataset, eval_dataset)
         check_model_to_train(model, peft_config, processing_class)
+        train_dataset = with_checked_rows(train_dataset, "train_dataset")
+        self._extract_answer = extract_answer
         first = next(iter(train_dataset))
 
         self._needs_reference = args.beta_1 > 0 or (args.beta_2 > 0 and args.stage != "2")
@@ -207,6 +215,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         keep_trainable_on_cpu(self.model)
 
         check_tokenizer(self._tokenizer, conversational=not isinstance(first["prompt"], str))
+        check_prompts(self._tokenizer, train_dataset, "train_dataset", **self.chat_template_kwargs)
         self._follow_ups = FollowUps(self._tokenizer, self.eos_token_ids)
         if args.turns > 1:  # refuses the template now, not later
             self._follow_up_of(first)([self._tokenizer.eos_token_id], args.instruction)
@@ -708,7 +717,9 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         if n_turns > 1:
             pairs = list(zip(texts[0], texts[1], strict=True))
             columns["edit_distance_ratio"] = [edit_distance_ratio(a, b) for a, b in pairs]
-            columns["answer_changed"] = [float(a != b) for a, b in pairs]
+            columns["answer_changed"] = [
+                float(self._extract_answer(first) != self._extract_answer(second)) for first, second in pairs
+            ]
         gathered = gather(torch.tensor(list(columns.values()), device=device).T.contiguous())
         for name, values in zip(columns, gathered.unbind(1), strict=True):
             add(name, values)
@@ -818,6 +829,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
                 "correct_threshold": self.args.correct_threshold,
                 "template_kwargs": self.chat_template_kwargs,
                 "rollouts": self.rollouts,
+                "extract_answer": self._extract_answer,
                 **kwargs,
             },
         )

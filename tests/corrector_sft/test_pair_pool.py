@@ -89,6 +89,14 @@ def test_own_pairs_are_a_response_and_a_correction_sampled_for_it():
     assert len(pool) == 4
 
 
+def test_a_correction_that_is_sampled_again_is_drawn_no_more_often():
+    pool = pool_of(record(0, "a", 0), n_prompts=1, pairing="own", alpha=0.0, beta=0.0)
+    pool.add([record(0, text, 1, parent=0, source=CORRECTOR) for text in ("often", "once", *["often"] * 8)])
+    pool.add([record(0, "often", 1, parent=0, source=CORRECTOR)])
+    assert pool.statistics()["pairs_per_prompt"] == 2
+    assert 0.45 < drawn(pool)["a", "often"] < 0.55
+
+
 def test_cut_off_responses_are_no_targets_and_long_ones_no_hypotheses():
     pool = pool_of(
         record(0, "a", 0, can_be_hypothesis=False), record(0, "b", 0.5), record(0, "c", 1, can_be_target=False),

@@ -1,16 +1,20 @@
 """Prompts and completions as token ids: nothing lost, nothing doubled, one stop token at the end."""
 
+import copy
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from helpers import ALPHABET, CHAT_TEMPLATE, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from correction_trl.errors import BadInput
 from correction_trl.policy.completions import CompletionEncoder
 from correction_trl.policy.tokenization import (
+    check_prompts,
     check_tokenizer,
     decode,
     stop_token_ids,
@@ -215,3 +219,49 @@ def test_real_tokenizer_chat(phi_3, completion):
     conversation = [*chat("What is 6 times 7?"), {"role": "assistant", "content": completion}]
     whole = phi_3.apply_chat_template(conversation, return_dict=True)["input_ids"]
     assert whole[: len(prompt_ids + completion_ids)] == prompt_ids + completion_ids
+
+
+PARTS = [{"type": "text", "text": "1 +"}, {"type": "text", "text": " 1 ="}]
+TEXT_TEMPLATE = "{% for m in messages %}<user>{{ m.content }}{% endfor %}"
+PARTS_TEMPLATE = "{% for m in messages %}<user>{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [TEXT_TEMPLATE, PARTS_TEMPLATE])
+@pytest.mark.parametrize("content", ["1 + 1 =", PARTS])
+def test_texts_and_parts_are_what_the_template_reads(tiny_tokenizer, template, content):
+    """The one kind of template would print a list as Python does, the other nothing at all of a text."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = template
+    text, ids = tokenize_prompt(tokenizer, [{"role": "user", "content": content}])
+    assert text == "<user>1 + 1 =" and tokenizer.decode(ids) == text
+    tokenizer.chat_template = CHAT_TEMPLATE  # set anew, it is looked at anew
+    assert "1 + 1 =" in tokenize_prompt(tokenizer, [{"role": "user", "content": content}])[0]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('System role not supported') }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages[9].content }}",
+        "{{ messages[0].content.nothing() }}",
+    ],
+)
+def test_what_a_template_cannot_render_is_one_sentence(tiny_tokenizer, template):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = template
+    messages = [{"role": "system", "content": "be\nbrief"}, {"role": "user", "content": "1+1="}]
+    with pytest.raises(BadInput, match=r"template refuses the messages \(roles: system, user\)") as error:
+        tokenize_prompt(tokenizer, messages)
+    assert "\n" not in str(error.value) and "no system message" in str(error.value)
+
+
+def test_the_first_prompt_that_a_template_refuses_is_named_by_its_row(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = no_system + CHAT_TEMPLATE
+    prompts = [chat(text) for text in "abcd"]
+    check_prompts(tokenizer, Dataset.from_dict({"prompt": prompts}), "data")
+    prompts[2] = [{"role": "system", "content": "be brief"}, *prompts[2]]
+    with pytest.raises(BadInput, match="`data`, row 2: The chat template refuses .* no system"):
+        check_prompts(tokenizer, Dataset.from_dict({"prompt": prompts}), "data")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from helpers import make_args
+from helpers import letters, make_args
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -38,6 +38,7 @@ def make_trainer(tmp_path, tiny_model):
     ):
         settings = {"instruction": INSTRUCTION, "num_generations": 4, "per_device_train_batch_size": 8, **settings}
         eval_dataset, processing_class = (settings.pop(name, None) for name in ("eval_dataset", "processing_class"))
+        others = {name: settings.pop(name) for name in ("extract_answer",) if name in settings}
         return SCoReTrainer(
             model or tiny_model,
             reward_funcs,
@@ -47,6 +48,7 @@ def make_trainer(tmp_path, tiny_model):
             processing_class=processing_class,
             peft_config=peft_config,
             quantization_config=quantization_config,
+            **others,
         )
 
     return make
@@ -477,6 +479,16 @@ def test_logged_metrics_keep_their_identities(make_trainer, chat_prompts, capsys
             assert math.isfinite(entry[name])
     printed = capsys.readouterr().out
     assert "Step 1" in printed and "look again" in printed.replace("│", "").replace("\n", " ").replace("  ", " ")
+
+
+def test_an_answer_has_changed_where_another_is_extracted(make_trainer, plain_prompts):
+    """Whole texts by default, which differ in any word."""
+    changed = []
+    for extractor in ({}, {"extract_answer": lambda text: "the same"}):
+        trainer = make_trainer(plain_prompts, letters, stage="2", max_steps=1, **extractor)
+        trainer.train()
+        changed.append(logged(trainer, "answer_changed")[0])
+    assert changed == [1, 0]
 
 
 def test_evaluation_is_greedy_and_sampled_and_leaves_training_alone(make_trainer, plain_prompts):
