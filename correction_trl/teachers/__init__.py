@@ -18,6 +18,7 @@ _PUBLIC = {
     "ServerTeacher": "server",
     "StoredTeacher": "stored",
     "StoringTeacher": "collection",
+    "StyleGuide": "style_guide",
     "Teacher": "base",
     "TeacherPrompt": "prompting",
     "ask_people": "human",
@@ -43,3 +44,4 @@ if TYPE_CHECKING:
     from .server import ServerTeacher  # noqa: F401
     from .store import Correction, CorrectionStore, correction_key  # noqa: F401
     from .stored import StoredTeacher  # noqa: F401
+    from .style_guide import StyleGuide  # noqa: F401

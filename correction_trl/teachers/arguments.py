@@ -19,8 +19,8 @@ class TeacherArguments:
     teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Who corrects: `module:function`, `server`, `local`, `policy` (while it is trained), `stored`, or "
-            "`human` (collect_corrections.py). Not needed for stored pairs."
+            "help": "Who corrects: `module:function`, `server`, `local`, `policy` (while it is trained), `stored`, "
+            "`style_guide`, or `human` (collect_corrections.py). Not needed for stored pairs."
         },
     )
     teacher_model: str | None = field(
@@ -60,6 +60,9 @@ class TeacherArguments:
     teacher_dataset_name: str | None = field(
         default=None, metadata={"help": "stored: Hub id, folder or file with the corrections."}
     )
+    teacher_style_guide: str | None = field(
+        default=None, metadata={"help": "style_guide: a YAML file of rules; see docs/teachers.md."}
+    )
     teacher_dataset_split: str = field(default="train", metadata={"help": "stored: its split."})
 
     def __post_init__(self):
@@ -97,9 +100,11 @@ _READ = {
     },
     "policy": {**_SAMPLING, "teacher_show_response": "show_response"},
     "stored": {"teacher_dataset_name": "dataset_name", "teacher_dataset_split": "split"},
+    "style_guide": {"teacher_style_guide": "rules"},
     "human": {},
 }
-_REQUIRED = {"server": "teacher_model", "local": "teacher_model", "stored": "teacher_dataset_name"}
+_REQUIRED = {"server": "teacher_model", "local": "teacher_model", "stored": "teacher_dataset_name",
+             "style_guide": "teacher_style_guide"}  # fmt: skip
 
 
 def make_teacher(arguments: TeacherArguments) -> Any:
@@ -150,6 +155,10 @@ def make_teacher(arguments: TeacherArguments) -> Any:
         from .stored import StoredTeacher
 
         return StoredTeacher(**values)
+    if kind == "style_guide":
+        from .style_guide import StyleGuide
+
+        return StyleGuide(**values)
     return import_function(kind, "teacher")
 
 

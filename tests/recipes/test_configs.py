@@ -72,7 +72,7 @@ def test_it_runs_on_a_cpu_in_float32_or_on_a_gpu_in_bfloat16(path):
     settings = yaml.safe_load(path.read_text())
     if settings.get("model_name_or_path"):  # a model of the Hub: for a GPU. TRL's default dtype is float32.
         assert settings["dtype"] == "bfloat16"
-        assert settings.get("bf16", True) is True
+        assert settings.get("bf16", True) is not settings.get("use_cpu", False)
     else:
         assert settings.get("dtype", "float32") == "float32"
         if path.parent.name not in ("collect_corrections", "correct", "evaluate"):  # which train nothing
