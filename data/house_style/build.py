@@ -6,16 +6,17 @@ from pathlib import Path
 
 
 TOPICS = """
-a lighthouse; a night train; a bakery at dawn; the first snow; a chess club; an old bridge; a fishing village; a rooftop
-garden; a thunderstorm; a public library; a mountain hut; a street musician; an empty stadium; a family dinner; a ferry;
-a rainforest; a corner shop; a desert road; an observatory; a beehive; a harvest; a swimming lesson; a puppet theatre; a
-river delta; a hospital at night; a village school; a market in spring; a clockmaker; a cycling race; a foggy harbour; an
-orchard; a kitchen; a museum of toys; an island; a campsite; the northern lights; a farmhouse; a planetarium; a concert
-hall; a sheepdog; a tram; a wedding; a coral reef; a barbershop; a hot spring; a canal; a bookshop; a vineyard; a kite; a
-waterfall; a post office; a lake in winter; a tailor; a greenhouse; an airport; a monastery; a pond; a playground; a
-volcano; a bicycle; a lion; a pottery; a cave; a castle; a marathon; an elephant; a tea house; a barn; a snowman; a
-carpenter; a cathedral; a windmill; a valley; a train station; a picnic; a glacier; an attic; a ballet; a soup; a cat;
-a grandmother; a pier; a zoo; a jungle; a painter; a wheat field; a fireplace; a juggler; a submarine; a hotel; an owl; a
+a lighthouse; a night train; a bakery at dawn; the first snow; a chess club; an old bridge; a fishing village;
+a rooftop garden; a thunderstorm; a public library; a mountain hut; a street musician; an empty stadium; a
+family dinner; a ferry; a rainforest; a corner shop; a desert road; an observatory; a beehive; a harvest; a
+swimming lesson; a puppet theatre; a river delta; a hospital at night; a village school; a market in spring; a
+clockmaker; a cycling race; a foggy harbour; an orchard; a kitchen; a museum of toys; an island; a campsite;
+the northern lights; a farmhouse; a planetarium; a concert hall; a sheepdog; a tram; a wedding; a coral reef;
+a barbershop; a hot spring; a canal; a bookshop; a vineyard; a kite; a waterfall; a post office; a lake in
+winter; a tailor; a greenhouse; an airport; a monastery; a pond; a playground; a volcano; a bicycle; a lion; a
+pottery; a cave; a castle; a marathon; an elephant; a tea house; a barn; a snowman; a carpenter; a cathedral;
+a windmill; a valley; a train station; a picnic; a glacier; an attic; a ballet; a soup; a cat; a grandmother;
+a pier; a zoo; a jungle; a painter; a wheat field; a fireplace; a juggler; a submarine; a hotel; an owl; a
 piano; a courtroom; a birthday; a sunset; a football match; an office; a moon landing; a map; a rose
 """
 FORMS = ("Write two sentences about {}.", "Describe {} in two sentences.", "Tell me about {} in two sentences.")
