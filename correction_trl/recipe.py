@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import difflib
 import enum
+import logging
 import math
 import os
 import re
@@ -13,21 +14,26 @@ import tempfile
 import time
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from huggingface_hub import HfApi
-from transformers import AutoConfig, Trainer
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from transformers import AutoConfig
+from trl import ModelConfig, TrlParser
 
 from .carry_addition import embedded_path
 from .checkpoints import checkpoint_to_resume_from, full_disk, owned
 from .data_utils import load_split, public_name
 from .errors import BadInput, TeacherFailed, first_line
 from .functions import import_function
+
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 # Settings that are gone: what to do instead
@@ -51,6 +57,13 @@ REMOVED_SETTINGS = {
 }
 # TRL's advice for adapters: ten times the learning rate of full fine-tuning
 ADAPTER_LEARNING_RATE_FACTOR = 10
+# What other libraries say at the start of every run, that its user can do nothing about. Nothing else is silenced.
+NOISE_LOGGED = ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
+NOISE_WARNED = (
+    ("'pin_memory' argument is set as true but no accelerator is found", UserWarning),
+    ("`gradient_checkpointing` is deprecated", FutureWarning),
+    ("`is_gradient_checkpointing` is deprecated", FutureWarning),
+)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -89,6 +102,13 @@ class ScriptArguments(EvaluationDataArguments):
         metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
     )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    log_format: Literal["auto", "rich", "plain"] = field(
+        default="auto",
+        metadata={
+            "help": "What is shown while it trains: 'rich' progress, a 'plain' line per log, or 'auto': rich on a "
+            "terminal, plain in files. Everything is logged either way."
+        },
+    )
     save_on_signal: bool = field(
         default=False, metadata={"help": "At SIGTERM or Ctrl-C, finish the update, save a checkpoint and end."}
     )
@@ -337,6 +357,17 @@ def _adapt_learning_rate(parts: Sequence[Any], given: Iterable[str]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def silence_noise() -> None:
+    """Silence the few messages of other libraries in `NOISE_LOGGED` and `NOISE_WARNED`."""
+    logger, start = NOISE_LOGGED
+    logging.getLogger(logger).addFilter(lambda record: not record.getMessage().startswith(start))
+    for message, category in NOISE_WARNED:
+        warnings.filterwarnings("ignore", re.escape(message), category)
+
+
+silence_noise()  # before `transformers.Trainer` is imported, which loads bitsandbytes
+
+
 def run(main: Callable, *args: Any) -> None:
     """
     Run a recipe. An error that is meant for the user ends it with its sentence instead of a traceback.
@@ -439,14 +470,21 @@ class TrainingRun:
         """[`named_function`] of the recipe's own arguments."""
         return named_function(self.script_args, setting, embedded, required)
 
-    def trainer_kwargs(self) -> dict[str, Any]:
+    def trainer_kwargs(self, numbers: Mapping[str, str]) -> dict[str, Any]:
         """
-        What every trainer takes: model, arguments, data, quantization and adapter.
+        What every trainer takes: model, arguments, data, quantization, adapter and callbacks.
+
+        Args:
+            numbers (`Mapping[str, str]`):
+                What is shown while it trains; see [`~reporting.terminal.ReadableProgress`].
 
         Raises:
             BadInput: If there is no such model.
         """
+        from trl import get_peft_config, get_quantization_config
+
         from .policy.loading import is_adapter
+        from .reporting.terminal import ReadableProgress
         from .signals import SaveOnSignal
 
         load_kwargs = {
@@ -455,10 +493,13 @@ class TrainingRun:
             "dtype": self.model_args.dtype,
             **(self.args.model_init_kwargs or {}),
         }
+        callbacks = [SaveOnSignal()] if self.script_args.save_on_signal else []
+        if not self.args.disable_tqdm:
+            callbacks.append(ReadableProgress(numbers, self.script_args.log_format))
         common = {
             "args": self.args,
             "train_dataset": self.train,
-            "callbacks": [SaveOnSignal()] if self.script_args.save_on_signal else None,
+            "callbacks": callbacks or None,
         }
         if is_adapter(self.model_name, load_kwargs["revision"]):
             return common | self._adapter_to_train_on(load_kwargs)
@@ -477,6 +518,7 @@ class TrainingRun:
     def _adapter_to_train_on(self, load_kwargs: dict[str, Any]) -> dict[str, Any]:
         """An adapter is loaded on its base and trained on; its own shape counts, not the one of the arguments."""
         from accelerate import PartialState
+        from trl import get_quantization_config
 
         from .policy.loading import load_policy
 
@@ -510,6 +552,9 @@ class TrainingRun:
         if self.test is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             self.test = None
             trainer.accelerator.print("Sharded training: evaluate the saved model with evaluate.py, before and after.")
+        from .reporting.terminal import show_readable_progress
+
+        show_readable_progress(trainer)
         if when == "before":
             trainer.accelerator.print(self.summary(len(trainer.train_dataset)))
         if self.test is None:
@@ -569,7 +614,7 @@ class TrainingRun:
         end_processes(trainer)
 
 
-def end_processes(trainer: Trainer) -> None:
+def end_processes(trainer: "Trainer") -> None:
     """
     Ends a launched run's talk between its processes, in all of them at once.
 

@@ -45,6 +45,7 @@ def main(script_args, teacher_args, training_args, model_args):
     from correction_trl.data_utils import PROMPTS, dataset_kind
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_corrections
+    from correction_trl.reporting import CORRECTION_OPTIMIZATION_NUMBERS
     from correction_trl.teachers import StoringTeacher
     from correction_trl.teachers.arguments import make_teacher
 
@@ -65,7 +66,7 @@ def main(script_args, teacher_args, training_args, model_args):
         teacher=teacher if on_policy else None,
         reward_funcs=value_function,
         eval_dataset=job.validation,
-        **job.trainer_kwargs(),
+        **job.trainer_kwargs(CORRECTION_OPTIMIZATION_NUMBERS),
     )
 
     def evaluation(problems):

@@ -49,7 +49,7 @@ class CorrectorScriptArguments(ScriptArguments):
 
 def main(script_args, training_args, model_args):
     from correction_trl import CorrectorSFTTrainer
-    from correction_trl.reporting import CORRECTOR_SFT_PANELS
+    from correction_trl.reporting import CORRECTOR_SFT_NUMBERS, CORRECTOR_SFT_PANELS
 
     job = TrainingRun(script_args, training_args, model_args)
     trainer = CorrectorSFTTrainer(
@@ -58,7 +58,7 @@ def main(script_args, training_args, model_args):
         ),
         feedback_function=job.function("feedback_function"),
         generator=script_args.generator_name_or_path,
-        **job.trainer_kwargs(),
+        **job.trainer_kwargs(CORRECTOR_SFT_NUMBERS),
     )
 
     def evaluation(generator):

@@ -52,7 +52,7 @@ def main(script_args, training_args, model_args):
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import Evaluation
     from correction_trl.functions import import_function
-    from correction_trl.reporting import SCORE_PANELS
+    from correction_trl.reporting import SCORE_NUMBERS, SCORE_PANELS
 
     job = TrainingRun(script_args, training_args, model_args)
     if script_args.reward_funcs is None:
@@ -65,7 +65,7 @@ def main(script_args, training_args, model_args):
         reward_funcs=reward_funcs,
         eval_dataset=job.validation,
         **({} if extractor is None else {"extract_answer": extractor}),
-        **job.trainer_kwargs(),
+        **job.trainer_kwargs(SCORE_NUMBERS),
     )
 
     def evaluation(problems):

@@ -54,6 +54,7 @@ def main(script_args, training_args, model_args):
     from accelerate import PartialState
 
     from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
+    from correction_trl.reporting import CORRECTION_OPTIMIZATION_NUMBERS
     from correction_trl.self_correction_dpo import train_rounds
 
     job = TrainingRun(script_args, training_args, model_args)
@@ -69,7 +70,7 @@ def main(script_args, training_args, model_args):
         instruction=script_args.instruction or SELF_CORRECTION_INSTRUCTION,
         correct_threshold=script_args.correct_threshold,
         eval_dataset=job.test,
-        **job.trainer_kwargs(),
+        **job.trainer_kwargs(CORRECTION_OPTIMIZATION_NUMBERS),
     )
     job.finish(done.trainer, done.before, done.after, log_history=done.log_history, rounds=done.counts)
 

@@ -7,9 +7,13 @@ from ..faces import lazy_face
 
 # Public name -> module. Loaded on first use: drawing needs matplotlib.
 _PUBLIC = {
+    "CORRECTION_OPTIMIZATION_NUMBERS": "terminal",
     "CORRECTION_OPTIMIZATION_PANELS": "plots",
+    "CORRECTOR_SFT_NUMBERS": "terminal",
     "CORRECTOR_SFT_PANELS": "plots",
+    "SCORE_NUMBERS": "terminal",
     "SCORE_PANELS": "plots",
+    "ReadableProgress": "terminal",
     "command_line": "privacy",
     "examples_markdown": "edits",
     "installed_versions": "run_metrics",
@@ -20,6 +24,7 @@ _PUBLIC = {
     "print_summary": "run_metrics",
     "publishable": "privacy",
     "redact_secrets": "privacy",
+    "show_readable_progress": "terminal",
     "write_dataset": "corrections_dataset",
     "write_evaluation": "strategies_report",
     "write_metrics": "run_metrics",
@@ -47,3 +52,10 @@ if TYPE_CHECKING:
     from .run_metrics import installed_versions, print_summary, write_metrics  # noqa: F401
     from .run_report import write_report  # noqa: F401
     from .strategies_report import write_evaluation  # noqa: F401
+    from .terminal import (  # noqa: F401
+        CORRECTION_OPTIMIZATION_NUMBERS,
+        CORRECTOR_SFT_NUMBERS,
+        SCORE_NUMBERS,
+        ReadableProgress,
+        show_readable_progress,
+    )

@@ -34,6 +34,7 @@ from ..evaluation.evaluate import Evaluation
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.rollout import Rollouts
+from ..reporting.terminal import show_readable_progress
 from .pairs import Transcript, evaluate_transcripts, make_pairs, sample_transcripts
 
 
@@ -261,6 +262,7 @@ def train_rounds(
             pair_prompt=pair_prompt,
             rounds=rounds,
         )
+        show_readable_progress(trainer)
         trainer.train(resume_from_checkpoint=checkpoint if number == resumed_round else None)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
