@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
 from ..functions import Prompt
-from .tokenization import plain_ids, render_chat
+from .tokenization import decode, plain_ids, render_chat
 
 
 # How chat templates and models mark thoughts
@@ -246,8 +246,9 @@ class CompletionEncoder:
                 What the teacher returned.
 
         Returns:
-            `tuple`: Their ids, where there is no correction or nothing to correct the response's; and the corrections,
-            `None` where one without thoughts cannot be completed, because the response has none either.
+            `tuple`: Their ids, where there is no correction or nothing to correct the response's; and the corrections
+            with their thoughts, `None` where one without thoughts cannot be completed, because the response has none
+            either, and the response itself where nothing but its thoughts was missing.
         """
         ids, kept = list(response_ids), list(corrections)
         for i, correction in enumerate(corrections):
@@ -255,6 +256,11 @@ class CompletionEncoder:
                 continue
             try:
                 ids[i] = self(prompts[i], *rendered[i], correction, template_kwargs[i], response_ids[i])
+                text = decode(self.tokenizer, [ids[i]])[0]
+                if ids[i] == response_ids[i]:
+                    kept[i] = responses[i]
+                elif text.endswith(correction):  # with the thoughts in front of it
+                    kept[i] = text
             except MissingThoughts as error:
                 if self.missing_thoughts == "refuse":
                     raise

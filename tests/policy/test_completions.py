@@ -98,7 +98,7 @@ class TestTemplatesOfTRL:
             "rejected_ids": response_ids,
             "chosen_ids": on_policy[0],
         }
-        assert kept == [corrected]
+        assert kept[0].endswith(corrected)  # decoded, a channel leaves its name
 
     def test_a_follow_up_ends_the_turn_once(self, path):
         tokenizer, stop_ids = with_template(path)
@@ -130,6 +130,21 @@ def test_a_policy_that_thinks_unasked_keeps_its_thoughts():
     corrected = encode(prompt, text, prompt_ids, "it is 2.", own_ids=own)
     assert tokenizer.decode(corrected) == "<think>\nhm\n</think>\n\nit is 2.<|im_end|>"
     assert tokenizer.decode(encode(prompt, text, prompt_ids, "it is 2.")) == "it is 2.<|im_end|>"  # no empty block
+
+
+def test_an_answer_that_was_right_is_unchanged_though_it_comes_without_thoughts():
+    tokenizer, stop_ids = with_template(next(path for path in TEMPLATES if path.stem == "qwen3_6"))
+    prompt = [{"role": "user", "content": "what is 1+1?"}]
+    rendered = tokenize_prompt(tokenizer, prompt)
+    encode = CompletionEncoder(tokenizer, stop_ids)
+    responses = ["hm\n</think>\n\nit is 2.", "hm\n</think>\n\nit is 3.", "hm, it is"]
+    ids = [encode(prompt, *rendered, text) for text in responses[:2]] + [
+        tokenizer("hm", add_special_tokens=False)["input_ids"]
+    ]
+    with pytest.warns(UserWarning, match="A correction without thoughts is left out"):
+        corrected, kept = encode.corrections([prompt] * 3, [rendered] * 3, [{}] * 3, ids, responses, ["it is 2."] * 3)
+    assert corrected == [ids[0], ids[0], ids[2]]
+    assert kept == [responses[0], responses[0], None]
 
 
 def test_channels_before_an_answer():
