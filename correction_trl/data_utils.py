@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import BadInput, first_line
+from .functions import whole_characters
 
 
 PAIRS, PROMPTS = "pairs", "prompts"
@@ -146,21 +147,18 @@ def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | Itera
         if own in columns and trl not in columns:
             dataset = dataset.rename_column(own, trl)
     first = next(iter(dataset))
-    if "prompt" in first and any(isinstance(first[column], list) for column in _TRL_NAMES):
+    if "prompt" not in first:
+        dataset = dataset.map(_with_prompt_of_its_own, with_indices=True)
+        first = next(iter(dataset))
+    elif any(isinstance(first[column], list) for column in _TRL_NAMES):
 
         def without_the_prompt(row):
             """A prompt as messages, and completions that begin after it: many datasets repeat the conversation."""
-            prompt, completions = row["prompt"], [row[column] for column in _TRL_NAMES]
-            if isinstance(prompt, str):
-                prompt = [{"role": "user", "content": prompt}]
-            n = len(prompt)
-            completions = [
-                messages[n:]
-                if isinstance(messages, list) and len(messages) > n and messages[:n] == prompt
-                else messages
-                for messages in completions
-            ]
-            return {"prompt": prompt, **dict(zip(_TRL_NAMES, completions, strict=True))}
+            prompt = row["prompt"]
+            return {
+                "prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt,
+                **{column: _after_prompt(row[column], prompt) for column in _TRL_NAMES},
+            }
 
         if isinstance(dataset, Dataset):
             features = dataset.features.copy()
@@ -185,6 +183,33 @@ def to_preference_columns(dataset: Dataset | IterableDataset) -> Dataset | Itera
 
         dataset = dataset.map(as_messages)
     return dataset
+
+
+def _after_prompt(completion: Any, prompt: Any) -> Any:
+    """The messages of a completion that come after the prompt, where it begins with the prompt's."""
+    prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    n = len(prompt)
+    repeats = isinstance(completion, list) and len(completion) > n and completion[:n] == prompt
+    return completion[n:] if repeats else completion
+
+
+def _with_prompt_of_its_own(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """What `chosen` and `rejected` have in common at their beginning becomes the prompt, as in TRL."""
+    from trl import extract_prompt  # with torch, which a teacher behind a server does without
+
+    chosen, rejected = row["chosen"], row["rejected"]
+    if chosen == rejected or type(chosen) is not type(rejected):
+        raise BadInput(
+            f"Row {index}: without a column 'prompt', `chosen` and `rejected` must be two texts, or two "
+            "conversations, that begin alike and end differently; correct or remove the row, or add the prompt."
+        )
+    found = extract_prompt({"chosen": chosen, "rejected": rejected})
+    if not all(found[name] for name in ("prompt", *_TRL_NAMES)):
+        raise BadInput(
+            f"Row {index}: `chosen` and `rejected` have no beginning in common that could be the prompt, or one of "
+            "them ends with it; correct or remove the row, or add a column 'prompt'."
+        )
+    return found
 
 
 def chat_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +256,7 @@ def _problem(value: Any) -> str | None:
     if value is None:
         return "is missing (None)"
     if isinstance(value, str):
-        return None if value.strip() else "is empty"
+        return _problem_of_text(value)
     if not isinstance(value, list):
         return f"is not text but {type(value).__name__}"
     if not value:
@@ -244,8 +269,18 @@ def _problem(value: Any) -> str | None:
         content = message["content"]
         if content is None or (isinstance(content, str) and not content.strip()):
             return f"has an empty message of the {message['role']}"
+        if isinstance(content, str) and (problem := _problem_of_text(content)):
+            return problem
         if not isinstance(content, str | list):
             return f"has a message that is not text but {type(content).__name__}"
+    return None
+
+
+def _problem_of_text(text: str) -> str | None:
+    if not text.strip():
+        return "is empty"
+    if not text.isascii() and whole_characters(text) != text:
+        return "holds half of a character (a lone surrogate), which no tokenizer takes"
     return None
 
 
@@ -269,9 +304,10 @@ def _problem_beside_a_prompt(response: Any, prompt: Any) -> str | None:
     """What is no response to a prompt that stands in a column of its own."""
     if isinstance(response, str):
         return None
-    if isinstance(prompt, str):
+    rest = _after_prompt(response, prompt)
+    if isinstance(prompt, str) and rest is response:
         return "is a list of messages and the prompt is plain text; write both as messages, or both as text"
-    for message in response:
+    for message in rest:
         if message["role"] not in ("assistant", "tool"):
             return (
                 f"has a message of the {message['role']}, and holds what the assistant wrote after the prompt; leave "

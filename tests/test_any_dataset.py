@@ -51,7 +51,8 @@ FURTHER = {
 }
 ROWS = st.sampled_from([("response", "correction"), ("rejected", "chosen"), ()]).flatmap(
     lambda names: st.lists(
-        st.fixed_dictionaries({"prompt": VALUES, **dict.fromkeys(names, VALUES)}, optional=FURTHER),
+        st.fixed_dictionaries(dict.fromkeys(names, VALUES), optional={"prompt": VALUES, **FURTHER})
+        | st.fixed_dictionaries({"prompt": VALUES, **dict.fromkeys(names, VALUES)}, optional=FURTHER),
         min_size=1,
         max_size=2,
     )

@@ -13,6 +13,7 @@ from correction_trl.data_utils import (
     problem_ids,
     share_of_process,
     to_preference_columns,
+    with_checked_rows,
 )
 
 
@@ -276,7 +277,55 @@ def test_conversations_that_repeat_the_prompt_begin_after_it(prompt, as_stream):
     """The best-known preference format: a prompt as text, and both conversations whole."""
     rows = [{"prompt": prompt, "rejected": [*USER, {"role": "assistant", "content": "3"}], "chosen": USER + ASSISTANT}]
     dataset = stream(*rows) if as_stream else Dataset.from_list(rows)
+    check_dataset(dataset, "train_dataset")
     row = next(iter(to_preference_columns(dataset)))
     assert row["prompt"] == USER
     assert row["chosen"] == ASSISTANT
     assert row["rejected"] == [{"role": "assistant", "content": "3"}]
+
+
+@pytest.mark.parametrize("as_stream", [False, True])
+@pytest.mark.parametrize(
+    ("rejected", "chosen", "row"),
+    [
+        ("1+1=3", "1+1=2", ("1+1=", "3", "2")),
+        ([*USER, {"role": "assistant", "content": "3"}], USER + ASSISTANT, (USER, None, ASSISTANT)),
+    ],
+)
+def test_without_a_prompt_it_is_what_both_begin_with(as_stream, rejected, chosen, row):
+    rows = [{"rejected": rejected, "chosen": chosen}]
+    dataset = stream(*rows) if as_stream else Dataset.from_list(rows)
+    check_dataset(dataset, "train_dataset")
+    found = next(iter(to_preference_columns(dataset)))
+    assert (found["prompt"], found["chosen"]) == (row[0], row[2])
+    assert found["rejected"] == (row[1] or [{"role": "assistant", "content": "3"}])
+
+
+@pytest.mark.parametrize(("rejected", "chosen"), [("a b", "c d"), ("a b", "a b"), ("a", "a b"), ("a", USER)])
+def test_without_a_common_beginning_the_row_is_named(rejected, chosen):
+    good = {"rejected": "1+1=3", "chosen": "1+1=2"}
+    with pytest.raises(ValueError, match="Row 1: .* add") as error:
+        list(to_preference_columns(stream(good, {"rejected": rejected, "chosen": chosen})))
+    assert "\n" not in str(error.value)
+
+
+def test_the_rows_of_a_stream_are_checked_as_they_come():
+    for bad in ({**PAIR, "correction": None}, {**PAIR, "prompt": 7}, {**PAIR, "response": "3\ud800"}, {"prompt": "a"}):
+        rows = with_checked_rows(stream(PAIR, PAIR, bad), "data")
+        with pytest.raises(ValueError, match="`data`, row 2: the") as error:
+            list(rows)
+        assert "\n" not in str(error.value)
+    assert len(list(with_checked_rows(stream(PAIR, PAIR), "data"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("tools", "no JSON", "`tools` is no JSON"),
+        ("tools", '{"type": "function"}', "`tools` is no list of tools"),
+        ("chat_template_kwargs", "x", "must hold the names and values"),
+        ("chat_template_kwargs", {"tokenize": True}, "holds `tokenize`"),
+    ],
+)
+def test_what_is_no_argument_of_a_template_is_named(column, value, problem):
+    check_fails(Dataset.from_list([PAIR | {column: value}]), f"row 0: .*{problem}")

@@ -39,9 +39,13 @@ def ask_whether_right(
     return None if trace.cut_off > n_cut_off else read_verdict(reply)  # half a check has not come to its verdict
 
 
-_NOT = r"(?:not|never|cannot|no\s+longer|(?:is|was|are|were|does|do|did|ca|could|wo|would)n['\u2019]t)"
+_NOT = r"(?:not|never|cannot|no\s+longer|(?:is|was|are|were|does|do|did|has|have|ca|could|wo|would)n['\u2019]t"
+_NOT += r"|hardly|barely|scarcely|far\s+from)"
 _FAULT = r"(?:errors?|mistakes?|flaws?|inaccurac(?:y|ies))"
 _WORDS = r"(?:\w+\s+){0,3}?"
+_NOT_NO = r"(?:(?!(?:no|not|without|free|zero)\b)\w+\s+){0,3}?"
+_RIGHT, _WRONG = r"(?:correct|right|true|accurate|valid)", r"(?:wrong|incorrect|false|mistaken)"
+_THINK = r"(?:think|believe|consider|feel|agree)"
 _NONE_OF = r"(?:no|without(?:\s+any)?|free\s+of|zero|not\s+(?:find|see|contain)(?:\s+any)?)"
 _SOME = r"(?:an?|some|one|two|three|several|the|this|\d+)"
 # Whether the answer holds: yes, no, or `None` where the words say nothing about it. A phrase stands before the words
@@ -53,11 +57,17 @@ _VERDICTS: list[tuple[str, bool | None]] = [
     (r"\b(?:correct|right|true)\s+or\s+(?:wrong|incorrect|not|false)\b", None),
     (rf"\b{_NONE_OF}\s+{_WORDS}(?:{_FAULT}|issues?|problems?|changes?|corrections?|revisions?)\b", True),
     (r"\bnothing\s+(?:is\s+|was\s+)?(?:wrong|incorrect|amiss|to\s+(?:correct|change|fix|revise))\b", True),
-    (rf"\b{_NOT}\s+{_WORDS}(?:wrong|incorrect|false|mistaken)\b", True),
-    (rf"\b{_NOT}\s+{_WORDS}(?:correct|right|true|accurate|valid)\b", False),
-    (rf"\b{_SOME}\s+{_WORDS}{_FAULT}\b", False),
+    (rf"\b{_NOT}\s+(?:\w+\s+){{0,5}}?{_FAULT}\b", True),
+    (rf"\b{_NOT}\s+{_WORDS}{_WRONG}\b", True),
+    (rf"\b{_NOT}\s+{_WORDS}{_RIGHT}\b", False),
+    (rf"\b{_NOT}\s+{_THINK}\s+(?:\w+\s+){{0,8}}?{_WRONG}\b", True),
+    (rf"\b{_NOT}\s+{_THINK}\s+(?:\w+\s+){{0,8}}?{_RIGHT}\b", False),
+    (rf"\b{_SOME}\s+{_NOT_NO}{_FAULT}\b", False),
+    (rf"\b(?:there\s+(?:are|is|were|was)|contains?|has|have|made|makes)\s+{_NOT_NO}{_FAULT}\b", False),
+    (r"\blooks\s+(?:good|fine|ok|okay)\b", True),
+    (r"\b(?:all|every|everything)\s+(?:\w+\s+){0,2}?(?:is|are)\s+(?:good|fine|valid|sound|ok|okay)\b", True),
     (r"\b(?:correct|right|yes|true|accurate)\b", True),
-    (r"\b(?:wrong|incorrect|false|mistaken)\b", False),
+    (r"\b(?:wrong|incorrect|false|mistaken|inaccurate|invalid|erroneous)\b", False),
     (r"\bno\b(?=\s*(?:[.,;:!?\n]|$))", False),
 ]
 _ANY_VERDICT = re.compile("|".join(f"({pattern})" for pattern, _ in _VERDICTS), re.IGNORECASE)

@@ -26,6 +26,12 @@ from correction_trl.inference._self_refine import says_sentence
         "Verdict: correct",
         "It could be wrong or right; I checked, and it is right.",
         "<think>It looks wrong.</think>\nTrue",
+        "I don't see any mistakes.",
+        "I wasn't able to find any errors.",
+        "Looks good to me.",
+        "The solution has no flaws.",
+        "All steps are valid.",
+        "I do not believe that the final answer is wrong.",
     ],
 )
 def test_the_answer_holds(reply):
@@ -45,6 +51,12 @@ def test_the_answer_holds(reply):
         "It isn't correct.",
         "That’s not right",
         "It looks right at first, but it is false.",
+        "This is hardly correct.",
+        "It is far from right.",
+        "There are errors.",
+        "The second step contains a serious error.",
+        "I do not believe the answer is correct.",
+        "All steps are fine, but the result is inaccurate.",
         "no",
     ],
 )
@@ -53,7 +65,8 @@ def test_the_answer_is_refuted(reply):
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "Hmm.", "The correct answer is 12.", "We have to correct the sum first", "knows"]
+    "reply",
+    ["", "Hmm.", "We have 12 apples.", "The correct answer is 12.", "We have to correct the sum first", "knows"],
 )
 def test_nothing_is_said(reply):
     assert read_verdict(reply) is None
