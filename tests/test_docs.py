@@ -1,8 +1,11 @@
 """The docs: every page of a method has one order, and links lead somewhere."""
 
+import ast
+import importlib
 import re
 
 import pytest
+import yaml
 from helpers import ROOT
 
 
@@ -31,3 +34,47 @@ def test_links_lead_somewhere():
     for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\((?!https?://|mailto:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def blocks(language):
+    found = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found += [
+            pytest.param(block[1], id=f"{page.stem}:{text[: block.start()].count(chr(10)) + 1}")
+            for block in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_what_a_python_block_imports_from_us_exists(block):
+    """Training runs take too long for a test of each block; what the trainers do has tests of its own."""
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "correction_trl":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                getattr(module, alias.name)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_a_yaml_block_is_settings(block):
+    assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in settings, page.name
+
+
+def test_a_setting_that_troubleshooting_names_exists():
+    from correction_trl import CorrectionOptimizationConfig, SCoReConfig
+    from correction_trl.recipe import ScriptArguments
+    from correction_trl.teachers.arguments import TeacherArguments
+
+    classes = (CorrectionOptimizationConfig, SCoReConfig, ScriptArguments, TeacherArguments)
+    known = {name for kind in classes for name in kind.__dataclass_fields__}
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:--)?([a-z_]+): ", text) + re.findall(r"`--([a-z_]+) ", text)
+    assert len(named) > 8 and set(named) <= known, set(named) - known
