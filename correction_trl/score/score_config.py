@@ -150,6 +150,9 @@ class SCoReConfig(RLOOConfig):
 
     def __post_init__(self):
         check_rollout_settings(self)
+        for name in ("num_generations", "num_iterations"):  # RLOOConfig divides by them first
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise BadInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         super().__post_init__()
         for name in ("min_p", "repetition_penalty"):
             if getattr(self, name) != RLOOConfig.__dataclass_fields__[name].default:

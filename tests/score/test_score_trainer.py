@@ -655,6 +655,8 @@ def test_what_is_saved_loads_without_us(make_trainer, plain_prompts, tmp_path):
     [
         ({"beta": 0.1}, "beta_1"),
         ({"normalize_advantages": True}, "normalize_advantages"),
+        ({"num_generations": 0}, "`num_generations` must be at least 1"),
+        ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
         ({"stage": "3"}, "'1', '2' or 'both'"),
         ({"turns": 0}, "at least 1"),
         ({"turns": 1}, "stage: 2"),
@@ -669,7 +671,7 @@ def test_what_is_saved_loads_without_us(make_trainer, plain_prompts, tmp_path):
 )
 def test_bad_settings_are_one_sentence(tmp_path, settings, message):
     with pytest.raises(BadInput, match=message):
-        SCoReConfig(**make_args(tmp_path, num_generations=4, **settings))
+        SCoReConfig(**make_args(tmp_path, **{"num_generations": 4, **settings}))
 
 
 def test_bad_input_is_one_sentence(make_trainer, plain_prompts):
