@@ -28,6 +28,8 @@ EMPHASIS = re.compile(
     r"(?<![\w)}\]^*])\*{1,3}(?=[^\s*])|(?<=[^\s*^_])\*{1,3}(?=[\s.,;:!?\"'$<)\]]|$)|(?<!\w)__(?=\S)|(?<=\S)__(?!\w)"
 )
 HTML_TAG = re.compile(r"(?i)</?(?:b|i|u|em|strong|mark|code|span|p|br|div)\s?/?>")
+# The mark of a list below "Answer:" is no minus sign
+BULLET = re.compile(r"(?<=[:\uff1a]\n)[-*+\u2022][ \t]{1,4}(?=[$\\(\w])")
 ANSWER_TAG = re.compile(r"(?i)<(/?)answer>")
 SPECIAL_TOKEN = (
     r"<\|(?:im_start|im_end|user|assistant|eot_id|eom_id|endoftext|end_of_text|end|start_header_id|return)\|>"
@@ -170,9 +172,9 @@ def find_any(text: str) -> Extraction:
 
 
 def without_markup(text: str) -> str:
-    """Without Markdown's and HTML's emphasis, and with plain spaces."""
+    """Without Markdown's and HTML's emphasis and a list's mark after a colon, and with plain spaces."""
     text = text.replace("\r\n", "\n").replace("\u00a0", " ").replace("\u202f", " ").replace("\u200b", "")
-    return HTML_TAG.sub("", EMPHASIS.sub("", text.replace("`", "")))
+    return BULLET.sub("", HTML_TAG.sub("", EMPHASIS.sub("", text.replace("`", ""))))
 
 
 def without_run_on(text: str, choices: str = "") -> str:

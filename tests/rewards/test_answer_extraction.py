@@ -33,6 +33,8 @@ MARKDOWN = [
     "**Final Answer**: 42",
     "**Final Answer:** 42",
     "**Final Answer:**\n42",
+    "**Final Answer:**\n- 42",
+    "The answer is:\n* $42$",
     "**Final Answer**\n\n42",
     "### Final Answer\n42",
     "### Final Answer:\n\n$42$",
