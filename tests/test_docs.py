@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 
 import pytest
@@ -78,3 +79,15 @@ def test_a_setting_that_troubleshooting_names_exists():
     text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     named = re.findall(r"`(?:--)?([a-z_]+): ", text) + re.findall(r"`--([a-z_]+) ", text)
     assert len(named) > 8 and set(named) <= known, set(named) - known
+
+
+def test_workflows_parse_and_what_they_call_is_there():
+    """Nothing runs them here; what they leave to `.ci` is run by CI."""
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert {path.stem for path in workflows} == {"tests", "docs", "publish", "newest-trl"}
+    for path in workflows:
+        text = path.read_text(encoding="utf-8")
+        for job in yaml.safe_load(text)["jobs"].values():
+            assert job["timeout-minutes"] <= 60
+        for script in re.findall(r"run: (\.ci/\w+)", text):
+            assert os.access(ROOT / script, os.X_OK), script

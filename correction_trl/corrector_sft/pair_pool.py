@@ -155,7 +155,7 @@ class PairPool:
         self._ids, self._ids_end = np.zeros(0, np.int32), np.zeros(0, np.int64)
         self._corrections = np.zeros((0, 2), np.int64)  # (hypothesis, correction) of each correction sampled
         self._index: dict[tuple[int, str], int] = {}
-        self._pairs = None
+        self._pairs: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -178,7 +178,8 @@ class PairPool:
         Returns:
             `int`: Number of responses that were new.
         """
-        new, corrections = [], []
+        new: list[Any] = []
+        corrections: list[Any] = []
         for record in records:
             key = record.prompt, record.text
             index = self._index.get(key)
@@ -420,7 +421,7 @@ class PairPool:
             path (`str` or `Path`):
                 The file.
         """
-        parents = [[] for _ in range(len(self))]
+        parents: list[list[int]] = [[] for _ in range(len(self))]
         for hypothesis, correction in self._corrections.tolist():
             parents[correction].append(hypothesis)
         offsets = pa.array(np.append(0, self._ids_end), pa.int64())

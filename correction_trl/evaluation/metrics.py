@@ -223,9 +223,9 @@ def paired_difference(
     Raises:
         `ValueError`: if the two do not have the same length.
     """
-    before, after = _same_problems("before", before, "after", after)
-    verdicts = np.isin(np.concatenate([_judged(before), _judged(after)]), (-1, 0, 1)).all()
-    return summarize_difference(after - before, confidence, resamples, seed, rate=rate and bool(verdicts))
+    first, second = _same_problems("before", before, "after", after)
+    verdicts = np.isin(np.concatenate([_judged(first), _judged(second)]), (-1, 0, 1)).all()
+    return summarize_difference(second - first, confidence, resamples, seed, rate=rate and bool(verdicts))
 
 
 def self_correction_metrics(
@@ -462,18 +462,18 @@ def edit_distance_ratio(y1: str | Sequence[int], y2: str | Sequence[int]) -> flo
     return Levenshtein.distance(y1, y2) / max(len(y1) + len(y2), 1)
 
 
-def _as_floats(name: str, values: Sequence[float | bool | None]) -> np.ndarray:
-    values = np.asarray(values, dtype=float)  # None becomes NaN
-    if values.ndim != 1:
+def _as_floats(name: str, values: Sequence[float | bool | None] | np.ndarray) -> np.ndarray:
+    floats = np.asarray(values, dtype=float)  # None becomes NaN
+    if floats.ndim != 1:
         raise ValueError(
-            f"`{name}` must hold one value per problem, got an array of shape {values.shape}; flatten it."
+            f"`{name}` must hold one value per problem, got an array of shape {floats.shape}; flatten it."
         )
-    return values
+    return floats
 
 
-def _judged(values: Sequence[float | bool | None]) -> np.ndarray:
-    values = _as_floats("values", values)
-    return values[~np.isnan(values)]
+def _judged(values: Sequence[float | bool | None] | np.ndarray) -> np.ndarray:
+    floats = _as_floats("values", values)
+    return floats[~np.isnan(floats)]
 
 
 def _same_problems(name_a: str, a: Sequence, name_b: str, b: Sequence) -> tuple[np.ndarray, np.ndarray]:
@@ -492,4 +492,4 @@ def _comparable(a: str | Sequence[int], b: str | Sequence[int]) -> tuple[str | l
             f"Cannot compare a {type(a).__name__} with a {type(b).__name__}; give two texts or two lists of token ids."
         )
     # Token ids may come as arrays or tensors, whose elements do not compare by value inside rapidfuzz.
-    return (a, b) if isinstance(a, str) else (np.asarray(a).tolist(), np.asarray(b).tolist())
+    return (a, b) if isinstance(a, str) and isinstance(b, str) else (np.asarray(a).tolist(), np.asarray(b).tolist())
