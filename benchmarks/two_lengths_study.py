@@ -1,0 +1,185 @@
+"""
+The losses of correction optimization at two lengths of response: which `beta` and which anchor keep the model?
+
+The embedded task (responses of 14 tokens), and the same with the answer written eleven times, one below the other (154
+tokens), which the embedded model is first taught: its mistakes stay its own, and each is copied. Stored pairs, where a
+loss can ruin a model: wrong responses of the base, sampled once, with all wrong digits corrected, used for several
+epochs. Each cell is one training run; a cell
+that the results file already holds is not run again.
+
+    python benchmarks/two_lengths_study.py      # writes results/two_lengths_study.jsonl and docs/two_lengths_study.md
+"""
+
+import random
+import tempfile
+
+import study
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
+from correction_trl.carry_addition import embedded_path
+from correction_trl.evaluation import evaluate_corrections
+
+
+TABLE = study.ROOT / "docs" / "two_lengths_study.md"
+IDENTITY = ("n_lines", "loss", "beta", "nll_weight", "seed")
+LINES = {1: "14 tokens", 11: "154 tokens"}
+LOSSES = ("sigmoid", "hinge", "ipo", "dpop", "cpl", "ddpo")
+METRICS = ("acc@t1", "acc@t1/sampled", "logps/correction")
+
+
+def problems(n_rows: int, n_lines: int, seed: int) -> Dataset:
+    """Sums with chains of nines."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(n_rows):
+        a = [draw.randrange(10) for _ in range(12)]
+        b = [9 - digit if draw.random() < 0.5 else draw.randrange(10) for digit in a]
+        a, b = ("".join(map(str, digits)) for digits in (a, b))
+        answer = f"{int(a) + int(b):013d}"
+        rows.append({"prompt": [{"role": "user", "content": f"{a} + {b} ="}], "answer": "\n".join([answer] * n_lines)})
+    return Dataset.from_list(rows)
+
+
+def teacher(prompts, responses, answer, **columns):
+    return list(answer)
+
+
+def share_of_right_lines(completions, answer, **columns):
+    values = []
+    for text, gold in zip(completions, answer, strict=True):
+        found, gold = (text if isinstance(text, str) else text[-1]["content"]).split("\n"), gold.split("\n")
+        values.append(sum(a == b for a, b in zip(found, gold, strict=False)) / len(gold))
+    return values
+
+
+def train_base(n_lines: int, folder: str) -> None:
+    """The embedded model, for one line as it is."""
+    if n_lines == 1:
+        AutoModelForCausalLM.from_pretrained(embedded_path("tiny-carry-chat")).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(embedded_path("tiny-carry-chat")).save_pretrained(folder)
+        return
+    set_seed(0)
+    rows = problems(32 * 200, n_lines, seed=1)
+    rows = rows.map(lambda row: {"completion": [{"role": "assistant", "content": row["answer"]}]})
+    args = SFTConfig(tempfile.mkdtemp(), max_steps=200, per_device_train_batch_size=32, learning_rate=1e-3,
+                     warmup_steps=20, max_length=None, seed=0, **study.ON_CPU | {"logging_steps": 100})  # fmt: skip
+    trainer = SFTTrainer(embedded_path("tiny-carry-chat"), args=args, train_dataset=rows.remove_columns(["answer"]))
+    trainer.train()
+    trainer.save_model(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def cells(seeds):
+    """The long responses first: what one sum does is in loss_study.md too."""
+    for seed in seeds:
+        for n_lines in (11, 1):
+            for nll_weight in (0.36, 0.1):
+                yield from ((n_lines, loss, 0.3, nll_weight, seed) for loss in LOSSES)
+                yield n_lines, "linear", 1.0, nll_weight, seed
+
+
+def main():
+    parser = study.parser(__doc__, "two_lengths_study.jsonl", seeds=(0,))
+    parser.add_argument("--bases", default=None, help="folder that keeps the bases")
+    args = parser.parse_args()
+    results = study.Study(args.results, IDENTITY)
+    if not args.tables:
+        run_cells(results, args)
+    if results.is_committed and results.runs:
+        write_table(results)
+
+
+def run_cells(results: study.Study, args):
+    import os
+
+    torch.set_num_threads(1)
+    bases, pairs = args.bases or tempfile.mkdtemp(), {}
+    held_out = {n_lines: problems(300, n_lines, seed=2) for n_lines in LINES}
+
+    def measure(model, tokenizer, dataset, n_lines, n_examples=0):
+        return evaluate_corrections(model, tokenizer, dataset, teacher, share_of_right_lines, batch_size=150,
+                                    max_completion_length=14 * n_lines + 2, n_examples=n_examples)  # fmt: skip
+
+    def load(n_lines):
+        folder = f"{bases}/{n_lines}"
+        if not os.path.isdir(folder):
+            train_base(n_lines, folder)
+        return folder, AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def base():
+        found = {}
+        for n_lines in LINES:
+            _, model, tokenizer = load(n_lines)
+            metrics = measure(model, tokenizer, held_out[n_lines], n_lines).metrics
+            found[str(n_lines)] = {name: metrics[name]["mean"] for name in METRICS}
+            print(n_lines, found[str(n_lines)], flush=True)
+        return found
+
+    def run(cell):
+        n_lines, seed = cell["n_lines"], cell["seed"]
+        folder, model, tokenizer = load(n_lines)
+        if n_lines not in pairs:
+            n_pairs = 2000 if n_lines == 1 else 400
+            found = measure(model, tokenizer, problems(4 * n_pairs, n_lines, seed=3), n_lines, n_examples=n_pairs)
+            pairs[n_lines] = Dataset.from_list(found.examples)
+        set_seed(seed)
+        config = CorrectionOptimizationConfig(
+            tempfile.mkdtemp(),
+            max_steps=60,
+            per_device_train_batch_size=128 if n_lines == 1 else 16,
+            learning_rate=1e-4,
+            warmup_steps=5,
+            seed=seed,
+            loss_type=cell["loss"],
+            beta=cell["beta"],
+            nll_weight=cell["nll_weight"],
+            reference_free=cell["loss"] in ("linear", "cpl"),
+            max_length=None,
+            **study.ON_CPU,
+        )
+        trainer = CorrectionOptimizationTrainer(folder, config, train_dataset=pairs[n_lines])
+        trainer.train()
+        metrics = measure(trainer.model, tokenizer, held_out[n_lines], n_lines).metrics
+        found = {name: metrics[name]["mean"] for name in METRICS}
+        return {"metrics": found, "summary": " ".join(f"{value:.3f}" for value in found.values())}
+
+    results.begin("python benchmarks/two_lengths_study.py", base)
+    results.run((dict(zip(IDENTITY, cell, strict=True)) for cell in cells(args.seeds)), run, args.part)
+
+
+def write_table(results: study.Study):
+    base = results.settings["base"]
+    lines = [
+        "# Two lengths of response: beta and anchor of each loss",
+        "",
+        "The embedded task (14 tokens), and with the answer written eleven times (154 tokens); stored pairs, 60 "
+        f"updates at 1e-4 of 128 and 16 pairs, seeds {results.seeds}. Share of right lines, greedy / sampled, and "
+        "log π(y'|x) per token. `nll_weight` is that of the sum over the tokens (of their mean in `ipo` and `ddpo`). "
+        "Coarse: few seeds, one learning rate. Written by `python benchmarks/two_lengths_study.py` from "
+        "`results/two_lengths_study.jsonl`.",
+        "",
+    ]
+
+    def cell(n_lines, metrics):
+        per_token = metrics["logps/correction"] / (14 * n_lines)
+        return f"{100 * metrics['acc@t1']:.1f} / {100 * metrics['acc@t1/sampled']:.1f}, {per_token:.2f}"
+
+    rows = [["base model", "", "", *(cell(n, base[str(n)]) for n in LINES)]]
+    wanted = dict.fromkeys((run["loss"], run["beta"], run["nll_weight"]) for run in results.runs)
+    for loss, beta, nll_weight in sorted(wanted):
+        row = [loss, "" if loss == "linear" else str(beta), str(nll_weight)]
+        for n_lines in LINES:
+            runs = results.where(n_lines=n_lines, loss=loss, beta=beta, nll_weight=nll_weight)
+            means = {name: sum(run["metrics"][name] for run in runs) / len(runs) for name in METRICS} if runs else None
+            row.append(cell(n_lines, means) if means else "not run")
+        rows.append(row)
+    lines += study.table(["loss", "beta", "`nll_weight`", *LINES.values()], rows)
+    TABLE.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
