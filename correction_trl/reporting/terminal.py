@@ -74,7 +74,8 @@ class ReadableProgress(RichProgressCallback):
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", flush=True)
         else:
-            super().on_log(args, state, control, logs=shown, **kwargs)
+            one_table = {name.replace("/", " "): value for name, value in shown.items()}  # TRL's has one per prefix
+            super().on_log(args, state, control, logs=one_table, **kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.training_bar is not None:

@@ -41,8 +41,9 @@ def test_an_evaluation_is_named_as_one_and_a_log_of_other_keys_is_no_line(told):
 
 
 def test_rich_shows_the_main_numbers_and_no_others(told):
-    shown = told(ReadableProgress(SCORE_NUMBERS, "rich"), LOGS)
+    shown = told(ReadableProgress(SCORE_NUMBERS, "rich"), LOGS | {"kl/t2": 0.125})
     assert "acc@t2" in shown and "0.750" in shown and "num_tokens" not in shown
+    assert "kl t2" in shown and shown.count("Metric") == 1
 
 
 def test_an_evaluation_outside_of_training_has_no_bar_to_move(tmp_path):
