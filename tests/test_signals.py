@@ -40,7 +40,7 @@ def start(tmp_path, n_processes, *arguments):
         command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     deadline = time.time() + 240
-    while "'loss'" not in (tmp_path / "log").read_text():
+    while "  loss " not in (tmp_path / "log").read_text():  # an update, in the plain format of a log file
         assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
         assert time.time() < deadline, (tmp_path / "log").read_text()[-3000:]
         time.sleep(0.2)
