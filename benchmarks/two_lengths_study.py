@@ -21,13 +21,13 @@ from trl import SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path
+from correction_trl.correction_optimization.correction_optimization_config import DEFAULTS
 from correction_trl.evaluation import evaluate_corrections
 
 
 TABLE = study.ROOT / "docs" / "two_lengths_study.md"
 IDENTITY = ("n_lines", "loss", "beta", "nll_weight", "seed")
 LINES = {1: "14 tokens", 11: "154 tokens"}
-LOSSES = ("sigmoid", "hinge", "ipo", "dpop", "cpl", "ddpo")
 METRICS = ("acc@t1", "acc@t1/sampled", "logps/correction")
 
 
@@ -74,12 +74,12 @@ def train_base(n_lines: int, folder: str) -> None:
 
 
 def cells(seeds):
-    """The long responses first: what one sum does is in loss_study.md too."""
+    """Each loss with its default `beta`; its default anchor, a quarter of it, and none."""
     for seed in seeds:
-        for n_lines in (11, 1):
-            for nll_weight in (0.36, 0.1):
-                yield from ((n_lines, loss, 0.3, nll_weight, seed) for loss in LOSSES)
-                yield n_lines, "linear", 1.0, nll_weight, seed
+        for share in (1.0, 0.25, 0.0):
+            for n_lines in (11, 1):
+                for loss, (beta, nll_weight) in DEFAULTS.items():
+                    yield n_lines, loss, beta, share * nll_weight, seed
 
 
 def main():
