@@ -20,7 +20,9 @@ from correction_trl.self_correction_dpo import SelfCorrectionDPOTrainer
 
 def make_trainer(kind, model, tmp_path, pairs, prompts):
     if kind == "corrector_sft":
-        args = CorrectorSFTConfig(**make_args(tmp_path, max_length=None))
+        settings = make_args(tmp_path, max_length=None)
+        del settings["mask_truncated_completions"]  # no target of a corrector was cut off
+        args = CorrectorSFTConfig(**settings)
         return CorrectorSFTTrainer(model, args, train_dataset=prompts, value_function=letters)
     if kind == "score":
         args = SCoReConfig(**make_args(tmp_path, num_generations=4, instruction="look again.", kl_estimator="k2"))
