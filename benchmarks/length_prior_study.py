@@ -4,7 +4,8 @@ Does a length prior draw the policy's responses to the lengths that it likes, sh
 The base is the embedded model, taught to answer every prompt with random digits of a varying number (13.7 tokens with
 their end, on average). The teacher is indifferent to length: its correction is another sample of the base, drawn
 independently of the response. So nothing but the prior can move the lengths. Each cell is one on-policy run of 60
-updates; a cell that the results file already holds is not run again.
+updates; a cell that the results file already holds is not run again. Beside each stands where the loss leads a policy
+that can have any lengths, computed without a model.
 
     python benchmarks/length_prior_study.py   # writes results/length_prior_study.jsonl, docs/length_prior_study.md
 """
@@ -20,6 +21,9 @@ from trl import SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path
+from correction_trl.correction_optimization.correction_optimization_config import DEFAULTS
+from correction_trl.correction_optimization.length_prior import make_length_prior
+from correction_trl.correction_optimization.losses import length_prior_score_term, linear_loss, sigmoid_loss
 from correction_trl.policy.generation import Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
 
@@ -56,6 +60,36 @@ def train_base(prompts: Dataset, folder: str) -> None:
     trainer.train()
     trainer.save_model(folder)
     trainer.processing_class.save_pretrained(folder)
+
+
+def fixed_point(loss: str, weight: float, mean: float, nll_weight: float, beta: float) -> float:
+    """
+    The mean length at which the expected gradient is zero, of a policy over lengths alone: y from the policy, y' from
+    the base. Descends, with steps scaled by how often a length occurs, until no gradient is left.
+    """
+    lengths = torch.arange(2, 29)
+    base = torch.softmax(-0.5 * ((lengths.double() - MEAN) / SPREAD) ** 2, 0)
+    prior = make_length_prior({"name": "normal", "mean": mean, "std": PRIOR_STD, "weight": weight})
+    offsets = torch.tensor(prior(lengths.tolist())).double()
+    logits = base.log().requires_grad_()
+    largest = nll_weight + (1 if loss == "linear" else beta)  # gradient of one pair
+    for _ in range(5000):
+        log_probs = torch.log_softmax(logits, 0)
+        policy = log_probs.exp().detach()
+        # Rows are y', columns y
+        if loss == "linear":
+            losses = linear_loss(log_probs[None, :], log_probs[:, None])
+            losses = losses + length_prior_score_term(log_probs[None, :], offsets[None, :] - offsets[:, None])
+        else:
+            scores = log_probs - base.log() + offsets
+            losses = sigmoid_loss(scores[:, None] - scores[None, :], beta)
+        losses = losses - nll_weight * log_probs[:, None]
+        (gradient,) = torch.autograd.grad((base[:, None] * policy[None, :] * losses).sum(), logits)
+        with torch.no_grad():
+            logits -= gradient / (largest * torch.maximum(policy, base))
+        if gradient.abs().max() < 1e-6:
+            return (policy * lengths).sum().item()
+    raise ArithmeticError(f"No fixed point was found for {loss}, weight {weight}, mean {mean}, anchor {nll_weight}.")
 
 
 def sample(model, tokenizer, prompts: list, seed: int) -> tuple[list[str], list[int]]:
@@ -161,7 +195,9 @@ def write_table(results: study.Study):
         f"move the lengths. {settings['steps']} on-policy updates of {settings['batch_size']} prompts, learning rate "
         f"{settings['learning_rate']:g}; normal prior with a standard deviation of {settings['prior_std']:g} tokens; "
         f"mean length of 1,000 new samples, mean ± standard deviation over seeds {results.seeds}, and the share of "
-        "the way from the base to the prior's mean. Written by `python benchmarks/length_prior_study.py` from "
+        "the way from the base to the prior's mean. *Computed*: where the expected gradient of the loss is zero, for "
+        "a policy that can have any lengths (no model). The runs end there: they are not on their way to the prior's "
+        "mean. Written by `python benchmarks/length_prior_study.py` from "
         "`results/length_prior_study.jsonl`.",
         "",
     ]
@@ -171,8 +207,14 @@ def write_table(results: study.Study):
         if not runs:
             return ""
         found, spread = study.mean_std(run["length"] for run in runs)
-        way = "" if mean is None else f" ({100 * (found - base) / (mean - base):.0f} %)"
-        return f"{found:.1f} ± {spread:.1f}{way}"
+        if mean is None:
+            return f"{found:.1f} ± {spread:.1f}"
+        way = f"{100 * (found - base) / (mean - base):.0f} %"
+        if form == "attract":
+            beta, anchor = DEFAULTS[loss]
+            anchor = anchor if nll_weight is None else nll_weight
+            way += f"; computed {fixed_point(loss, weight, mean, anchor, beta):.1f}"
+        return f"{found:.1f} ± {spread:.1f} ({way})"
 
     rows = []
     for loss, form, weight, nll_weight in dict.fromkeys((arm[0], arm[1], arm[2], arm[4]) for arm in ARMS):

@@ -63,13 +63,16 @@ def test_numbers_and_tables(study):
     assert study.table(["", "a"], [["x", "1"], ["y", ""]]) == ["| | a |", "|---|---|", "| x | 1 |", "| y | |"]
 
 
-@pytest.mark.parametrize("name", ["loss_study", "corrector_study", "score_study"])
+@pytest.mark.parametrize(
+    "name", ["loss_study", "two_lengths_study", "length_prior_study", "corrector_study", "score_study"]
+)
 def test_the_docs_show_the_committed_results(study, name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
-    attribute = "TABLE" if name == "loss_study" else "TABLES"
+    attribute = "TABLES" if name in ("corrector_study", "score_study") else "TABLE"
     committed = getattr(module, attribute)
     monkeypatch.setattr(module, attribute, tmp_path / "table.md")
-    monkeypatch.setattr(module, "draw", lambda *_: None, raising=False)
+    for drawing in ("draw", "write_picture"):
+        monkeypatch.setattr(module, drawing, lambda *_: None, raising=False)
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--tables"])
     module.main()
     assert (tmp_path / "table.md").read_text() == committed.read_text()

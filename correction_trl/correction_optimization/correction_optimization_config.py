@@ -12,8 +12,8 @@ from .length_prior import make_length_prior
 from .losses import LOSS_TYPES
 
 
-# (beta, nll_weight) where they are not set. Sigmoid's: docs/loss_study.md, at 14 tokens; the others have the same
-# ratio of the preference term to the anchor on an edited token (0.42), and were not measured
+# (beta, nll_weight) where they are not set: the same ratio of the preference term to the anchor on an edited token
+# (0.42) for every loss. Measured at 14 and at 154 tokens: docs/two_lengths_study.md
 DEFAULTS = {
     "linear": (0.1, 2.4),
     "sigmoid": (0.3, 0.36),
@@ -84,10 +84,10 @@ class CorrectionOptimizationConfig(DPOConfig):
             `name` (`"normal"` or `"lognormal"` with `mean` and `std`; `"fitted"` with `lengths`, a list of observed
             ones; or `"module:function"`, a function from lengths to log-probabilities), `weight` (w, 1.0 if left out)
             and `form`. `form: attract` (the default): the implicit reward of a response is
-            log π(y|x) − log π_old(y|x) − w log l(y), which a teacher who is indifferent to length meets at
-            π ∝ π_old · l^w. `form: product`: P(y) = π(y) l(y)^w as the note writes it, which leads away from the
-            lengths that l likes. Under the linear loss the prior acts through the sampling of y (a score-function
-            term), so it needs on-policy responses.
+            log π(y|x) − log π_old(y|x) − w log l(y). Corrections of other lengths pull the other way, as does the
+            anchor on them (`nll_weight`). `form: product`: P(y) = π(y) l(y)^w as the note writes it, which leads away
+            from the lengths that l likes. Under the linear loss the prior acts through the sampling of y (a
+            score-function term), so it needs on-policy responses.
         unchanged_pairs (`str`, *optional*, defaults to `"drop"`):
             What to do where the teacher found nothing to correct (y' = y). `"drop"`: the pair is counted, and is in no
             loss and no average. `"keep"`: it stays in the average and in the NLL anchor (its preference loss has no

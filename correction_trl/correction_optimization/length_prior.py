@@ -26,8 +26,8 @@ class LengthPrior:
     What a length prior adds to the score s(y) of a response:
 
     * `form="attract"`: −w log l(y). The implicit reward of a response is then
-      log π(y|x) − log π_old(y|x) − w log l(y), and a teacher that is indifferent to length is met where it is the same
-      for all lengths, at π ∝ π_old · l^w: the policy's lengths move towards those that l likes.
+      log π(y|x) − log π_old(y|x) − w log l(y), the same for all lengths at π ∝ π_old · l^w: the policy's lengths move
+      towards those that l likes. They stop between those and the corrections' own, which y' is fitted to as well.
     * `form="product"`: +w log l(y), the score of the product P(y|x) = π(y|x) l(y)^w, as the note writes it. The
       product is fitted to the teacher, so that π ∝ teacher / l^w: the policy's lengths move *away* from those that l
       likes.
