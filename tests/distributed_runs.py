@@ -6,9 +6,11 @@ Short trainings that give the same on one process and on two: `launch`ed by test
 
 import random
 import sys
+from pathlib import Path
 
 import torch
 from datasets import load_from_disk
+from helpers import make_args
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer, SCoReConfig, SCoReTrainer
 from correction_trl.recipe import end_processes
@@ -30,42 +32,32 @@ class FixedRollouts(SCoReTrainer):
         return attempts, [[follow_ups_of[0](ids, self.args.instruction) for ids in attempts[0]]]
 
 
-def common(out, batch_size, n_processes, accumulation):
-    return {
-        "output_dir": out,
-        "per_device_train_batch_size": batch_size // n_processes // accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "learning_rate": 1e-3,
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
+def common(out, batch_size, n_processes, accumulation, max_steps):
+    return make_args(
+        Path(out),
+        output_dir=out,
+        per_device_train_batch_size=batch_size // n_processes // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.0,
+        max_steps=max_steps,
+    )
 
 
 def pairs_trainer(model, pairs, prompts, out, n_processes, accumulation):
     """Three updates on eight pairs of differing length, one of them unchanged."""
     args = CorrectionOptimizationConfig(
-        **common(out, 8, n_processes, accumulation),
-        max_steps=3,
-        max_tokens_per_micro_batch=300
-        if accumulation == 2
-        else None,  # the processes need unequal numbers of forwards
+        **common(out, 8, n_processes, accumulation, max_steps=3),
+        # The processes need unequal numbers of forwards
+        max_tokens_per_micro_batch=300 if accumulation == 2 else None,
     )
     return CorrectionOptimizationTrainer(model, args, train_dataset=load_from_disk(pairs))
 
 
 def score_trainer(model, pairs, prompts, out, n_processes, accumulation):
     args = SCoReConfig(
-        **common(out, 16, n_processes, accumulation),
-        max_steps=4,
+        **common(out, 16, n_processes, accumulation, max_steps=4),
         num_generations=4,
         instruction="look again.",
-        max_completion_length=8,
         first_attempt_kl_target=0.01,
         max_tokens_per_micro_batch=90 if accumulation == 2 else None,
     )

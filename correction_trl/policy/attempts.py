@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
-from .completions import assistant_turn
+from .completions import assistant_turn, without_leading_space
+from .tokenization import render_chat
 
 
 # SCoRe's instruction (paper 2409.12917), without the sentence about the answer's format: it never says whether the
@@ -104,12 +104,10 @@ class FollowUp:
             {"role": "user", "content": message},
         ]
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
-            )
-        except TemplateError as error:
+            text = render_chat(self.tokenizer, conversation, add_generation_prompt=True, **self.chat_template_kwargs)
+        except BadInput as error:
             raise BadInput(
-                f"The chat template refuses a second user message ({error}); use another template."
+                f"The chat template refuses a second user message; use another template. {error}"
             ) from error
         before, answer, after = text.partition(_ANSWER)
         if not answer or _ANSWER in after:
@@ -122,10 +120,10 @@ class FollowUp:
                 f"The chat template changes the message {message[:100]!r} of a second user turn, so a second attempt "
                 "cannot be asked for; use another template."
             )
-        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        # Some templates put white space between an answer and its end; the model's own answers have none
-        n = next((i for i, token in enumerate(ids) if self.tokenizer.decode([token]).strip()), 0)
-        return tuple(ids[n:] if ids[n] == self._end_ids[0] or ids[n] in self.stop_ids else ids)
+        ids = without_leading_space(self.tokenizer, after)
+        if ids[0] == self._end_ids[0] or ids[0] in self.stop_ids:
+            return tuple(ids)
+        return tuple(self.tokenizer(after, add_special_tokens=False)["input_ids"])
 
 
 class FollowUps:
@@ -166,10 +164,8 @@ def _rewrites_history(tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: 
         {"role": "user", "content": "b"},
     ]
     try:
-        text = tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=True, **chat_template_kwargs
-        )
-    except TemplateError:
+        text = render_chat(tokenizer, conversation, add_generation_prompt=True, **chat_template_kwargs)
+    except BadInput:
         return False  # `FollowUp` says so when it is used
     return _ANSWER in text and "why-so" not in text
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
@@ -84,11 +83,15 @@ def assistant_turn(
     default = AssistantTurn("", "", (stop_ids[0],))
     if not conversational:
         return default
-    for as_parts in (False, True):  # templates of vision-language models show texts in parts only
-        turn, generation_prompt, conversation = _rendered(tokenizer, chat_template_kwargs or {}, as_parts)
-        if _ANSWER in turn:
-            break
-    else:  # a template for prompts alone
+    prompt, answer, more = (
+        {"role": role, "content": text} for role, text in (("user", "a"), ("assistant", _ANSWER), ("user", "b"))
+    )
+    render = partial(render_chat, tokenizer, **(chat_template_kwargs or {}))
+    try:
+        turn, generation_prompt = render([prompt, answer]), render([prompt], add_generation_prompt=True)
+    except BadInput:  # a template for prompts alone
+        return default
+    if _ANSWER not in turn:
         return default
     begin, _, end = turn[len(os.path.commonprefix([generation_prompt, turn])) :].partition(_ANSWER)
     close = begin if any(closing in begin for _, closing in THOUGHTS) else ""
@@ -96,33 +99,19 @@ def assistant_turn(
         begin = re.sub(rf"^\s*(?:{re.escape(opening)})?\s*{re.escape(closing)}\s*", "", begin)
     begin = begin if begin.strip() else ""
 
-    ids = _without_leading_space(tokenizer, end)
+    ids = without_leading_space(tokenizer, end)
     place = next((i for i, token in enumerate(ids) if token in stop_ids), None)
     if place is not None:
         return AssistantTurn(begin, close, tuple(ids[: place + 1]))
-    after = _without_leading_space(tokenizer, conversation.partition(_ANSWER)[2])
+    try:
+        conversation = render([prompt, answer, more], add_generation_prompt=True)
+    except BadInput:  # a template for one turn alone
+        return AssistantTurn(begin, close, default.end_ids)
+    after = without_leading_space(tokenizer, conversation.partition(_ANSWER)[2])
     return AssistantTurn(begin, close, tuple(after[:1]) if after and after[0] in stop_ids else default.end_ids)
 
 
-def _rendered(tokenizer, kwargs, as_parts) -> tuple[str, str, str]:
-    """A turn with the answer, the prompt of that turn alone, and a conversation that goes on after it."""
-
-    def message(role, text):
-        return {"role": role, "content": [{"type": "text", "text": text}] if as_parts else text}
-
-    prompt, answer = [message("user", "a")], message("assistant", _ANSWER)
-    render = partial(tokenizer.apply_chat_template, tokenize=False, **kwargs)
-    try:
-        return (
-            render([*prompt, answer]),
-            render(prompt, add_generation_prompt=True),
-            render([*prompt, answer, message("user", "b")], add_generation_prompt=True),
-        )
-    except (TemplateError, TypeError, KeyError, AttributeError):  # not written for such messages
-        return "", "", ""
-
-
-def _without_leading_space(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def without_leading_space(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Some templates put white space between an answer and its end; the policy's own answers have none."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     n = next((i for i, token in enumerate(ids) if tokenizer.decode([token]).strip()), len(ids))
@@ -347,8 +336,8 @@ class CompletionEncoder:
             return self._as_text(text)
         if alone:
             return tokenize(text)["input_ids"]
-        joint = plain_ids(self.tokenizer, prompt_text + text) if isinstance(prompt, str) else None
-        joint = tokenize(prompt_text + text)["input_ids"] if joint is None else joint
+        whole_text = prompt_text + text
+        joint = plain_ids(self.tokenizer, whole_text) if isinstance(prompt, str) else tokenize(whole_text)["input_ids"]
         if joint[: len(prompt_ids)] == prompt_ids:
             return joint[len(prompt_ids) :]
         # Tokens merge across the border. Some tokenizers put a space in front of every text: after a line break they

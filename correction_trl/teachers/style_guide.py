@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..data_utils import message_text
 from ..errors import BadInput, first_line
 
 
@@ -20,6 +21,13 @@ _NO_NOUN = frozenset(
 )
 _LINKING = frozenset("and or so very more most is are was were be been being".split())
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_ARTICLE = re.compile(r"(?i)\b(an?)(\s+)$")
+# What is read first of the word behind an article, and where its sound is not its letter's
+_NEXT = re.compile(r"[\"'“‘(*_]*([^\W_]+)")
+_SOUNDS_LIKE_A_CONSONANT = re.compile(
+    r"(?i)uni(?![nmd])|unid|us[aeiu]|ut[ei]|eu|ewe|on(?:e|ce)(?![a-z])|ubiq|ur[aio]|uk|ufo"
+)
+_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?i)hour|heir|honest|honou?r|8|1[18](?!\d)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,8 @@ class StyleGuide:
       - {find: ',(?= and\\b)', replace: ''}
     ```
 
-    A word that is dropped takes the white space after it along; `a` and `an` before it are made to fit what follows,
-    and a capital goes to the next word. A word of `drop` stays where it is no attribute ("the sea is vibrant").
+    A word that is dropped takes the white space after it along, and a capital goes to the next word. It stays where it
+    is no attribute ("the sea is vibrant"). `a` and `an` before an edit are made to fit what follows it, by sound.
 
     Args:
         rules (`str`, `Path` or `dict`):
@@ -103,9 +111,10 @@ class StyleGuide:
                     else ""
                 )
                 raise BadInput(f"The style guide {self.name}, `{section}`: {word!r} is not one word{hint}.")
-            if kind is dict and not isinstance(words[word], str):
+            if kind is dict and not (isinstance(words[word], str) and words[word].strip()):
                 raise BadInput(
-                    f"The style guide {self.name}, `{section}`: {word!r} becomes {words[word]!r}, not text."
+                    f"The style guide {self.name}, `{section}`: {word!r} becomes {words[word]!r}, which is no text; a "
+                    "word that is to go belongs to `drop` or a pattern."
                 )
         return words
 
@@ -116,9 +125,13 @@ class StyleGuide:
                 raise BadInput(
                     f"The style guide {self.name}, pattern {i}: must have `find` and `replace`, and no more."
                 )
+            if not all(isinstance(value, str) for value in pattern.values()):
+                raise BadInput(
+                    f"The style guide {self.name}, pattern {i}: {pattern!r} is no text; nothing is written ''."
+                )
             try:
-                found = re.compile(str(pattern["find"]))
-                found.sub(str(pattern["replace"]), "")
+                found = re.compile(pattern["find"])
+                found.sub(pattern["replace"], "")
             except (re.error, IndexError) as error:
                 raise BadInput(
                     f"The style guide {self.name}, pattern {i}: {pattern['find']!r} -> {pattern['replace']!r} is no "
@@ -126,7 +139,7 @@ class StyleGuide:
                 ) from error
             if found.match(""):
                 raise BadInput(f"The style guide {self.name}, pattern {i}: {pattern['find']!r} matches an empty text.")
-            made.append((found, str(pattern["replace"])))
+            made.append((found, pattern["replace"]))
         return made
 
     def edits(self, text: str) -> list[Edit]:
@@ -142,7 +155,7 @@ class StyleGuide:
             elif word in self.drop and (edit := self._dropped(text, words, i)):
                 found.append(edit)
         kept = []
-        for edit in sorted(found, key=lambda edit: (edit.start, edit.end)):
+        for edit in sorted((_with_article(text, edit) for edit in found), key=lambda edit: (edit.start, edit.end)):
             end = kept[-1].end if kept else -1
             # A word that is dropped right behind another edit looks again at what that has left: a new article
             if text[edit.start : edit.end] != edit.new and edit.start >= end + (edit.rule in self.drop):
@@ -156,15 +169,11 @@ class StyleGuide:
             return None
         if after.group().lower() in _NO_NOUN:
             return None
-        adjacent = before is not None and text[before.end() : word.start()].isspace()
-        if adjacent and before.group().lower() in _LINKING:
+        linked = before is not None and text[before.end() : word.start()].isspace()
+        if linked and before.group().lower() in _LINKING:
             return None
         rule = word.group().lower()
-        if adjacent and before.group().lower() in ("a", "an"):
-            article = _like(before.group(), "an" if after.group()[0].lower() in "aeiou" else "a")
-            space = text[before.end() : word.start()]
-            return Edit(before.start(), after.start(), article + space, rule)
-        if word.group()[0].isupper():
+        if word.group()[0].isupper() and after.group()[0].islower():
             return Edit(word.start(), after.start() + 1, after.group()[0].upper(), rule)
         return Edit(word.start(), after.start(), "", rule)
 
@@ -175,19 +184,26 @@ class StyleGuide:
         Raises:
             BadInput: If a rule makes what another one changes, and they never come to an end.
         """
+        return self._corrected(text)[0]
+
+    def n_edits(self, text: str) -> int:
+        """How many edits it takes to bring a text into the house style; 0 if it is."""
+        return self._corrected(text)[1]
+
+    def _corrected(self, text: str) -> tuple[str, int]:
+        n_edits, longest = 0, 10 * len(text) + 1000
         for _ in range(_MOST_ROUNDS):
             edits = self.edits(text)
             if not edits:
-                return text
+                return text, n_edits
             for edit in reversed(edits):
                 text = text[: edit.start] + edit.new + text[edit.end :]
+            n_edits += len(edits)
+            if len(text) > longest:
+                break
         raise BadInput(
             f"The style guide {self.name} never comes to an end: the rule {edits[0].rule!r} asks again and again."
         )
-
-    def n_edits(self, text: str) -> int:
-        """How many edits the rules ask for; 0 if it is in the house style."""
-        return len(self.edits(text))
 
     def correct(self, prompts: Sequence[Any], responses: Sequence[str], **columns: Any) -> list[str]:
         """The corrected responses: what a teacher is asked for."""
@@ -195,12 +211,12 @@ class StyleGuide:
 
     def clean(self, completions: Sequence[Any], **columns: Any) -> list[float]:
         """1 where nothing is to be edited, else 0: the signature of a value function."""
-        return [float(not self.edits(_text(completion))) for completion in completions]
+        return [float(not self.edits(message_text(completion))) for completion in completions]
 
     def feedback(self, completions: Sequence[Any], **columns: Any) -> list[str]:
         """What is to be edited, in words; empty where nothing is: the signature of a feedback function."""
         return [
-            "; ".join(_in_words(_text(completion), edit) for edit in self.edits(_text(completion)))
+            "; ".join(_in_words(message_text(completion), edit) for edit in self.edits(message_text(completion)))
             for completion in completions
         ]
 
@@ -218,12 +234,30 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _like(old: str, new: str) -> str:
-    """With a capital where the old word has one."""
+    """With the old word's capitals: all of them, or the first."""
+    if len(old) > 1 and old.isupper():
+        return new.upper()
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
-def _text(completion: Any) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+def _with_article(text: str, edit: Edit) -> Edit:
+    """The edit, and that of an article before it which does not fit any more."""
+    article, following = _ARTICLE.search(text[: edit.start]), _NEXT.match(edit.new + text[edit.end :])
+    if article is None or following is None:
+        return edit
+    fitting = _article(following[1])
+    if article[1].lower() == fitting:
+        return edit
+    return Edit(article.start(), edit.end, _like(article[1][:1], fitting) + article[2] + edit.new, edit.rule)
+
+
+def _article(word: str) -> str:
+    """`a` or `an`, by the sound with which a word, a number or an abbreviation begins."""
+    if len(word) > 1 and word.isupper():
+        return "an" if word[0] in "AEFHILMNORSX" else "a"
+    if _SOUNDS_LIKE_A_CONSONANT.match(word):
+        return "a"
+    return "an" if word[0].lower() in "aeiou" or _SOUNDS_LIKE_A_VOWEL.match(word) else "a"
 
 
 def _in_words(text: str, edit: Edit) -> str:

@@ -20,7 +20,7 @@ TEMPLATES = sorted(
     path for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja") if "training" not in path.stem
 )
 PHI_3 = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "phi-3-mini"
-PROMPT = [{"role": "user", "content": [{"type": "text", "text": "what is 1+1?"}]}]
+PROMPT = [{"role": "user", "content": "what is 1+1?"}]
 # The tokens of the templates' turns, and at which of them a model of the family stops
 MARKUP = [
     "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<end_of_turn>", "<start_of_turn>",
@@ -48,16 +48,11 @@ def with_template(path):
     return tokenizer, [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop)]
 
 
-def prompt_for(path):
-    parts = any(name in path.stem for name in ("llava", "idefics", "smolvlm"))
-    return PROMPT if parts else [{"role": "user", "content": "what is 1+1?"}]
-
-
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 class TestTemplatesOfTRL:
     def test_a_correction_is_the_text_given_and_ends_where_the_policy_stops(self, path):
         tokenizer, stop_ids = with_template(path)
-        prompt = prompt_for(path)
+        prompt = PROMPT
         text, prompt_ids = tokenize_prompt(tokenizer, prompt)
         encode = CompletionEncoder(tokenizer, stop_ids)
         thinks = opened_thoughts(text) is not None
@@ -81,7 +76,7 @@ class TestTemplatesOfTRL:
 
     def test_stored_and_on_policy_give_the_same_ids(self, path):
         tokenizer, stop_ids = with_template(path)
-        prompt = prompt_for(path)
+        prompt = PROMPT
         text, prompt_ids = tokenize_prompt(tokenizer, prompt)
         encode = CompletionEncoder(tokenizer, stop_ids)
         thoughts = "well\n</think>\n\n" if opened_thoughts(text) else ""
@@ -102,9 +97,7 @@ class TestTemplatesOfTRL:
 
     def test_a_follow_up_ends_the_turn_once(self, path):
         tokenizer, stop_ids = with_template(path)
-        if prompt_for(path) is PROMPT:
-            pytest.skip("shows texts in parts only")
-        prompt = prompt_for(path)
+        prompt = PROMPT
         text, prompt_ids = tokenize_prompt(tokenizer, prompt)
         attempt = CompletionEncoder(tokenizer, stop_ids, "empty")(prompt, text, prompt_ids, "it is 3.")
         follow_up = FollowUp(tokenizer, stop_ids, True)
