@@ -22,7 +22,10 @@ DEFAULTS = {
     "dpop": (0.3, 0.36),
     "cpl": (0.3, 0.36),
     "ddpo": (0.5, 3.0),
+    "sft": (0.3, 0.0),  # has neither
 }
+# Which tokens of y and y' are in the loss
+CREDIT = ("all", "from_edit", "edits")
 
 
 # Settings of DPOConfig that correction optimization does not read. Setting one is an error, not a silent no-op.
@@ -58,8 +61,10 @@ class CorrectionOptimizationConfig(DPOConfig):
 
         loss_type (`str`, *optional*, defaults to `"sigmoid"`):
             `"linear"` (the bare amount of correction), `"sigmoid"` (DPO / CPL), `"hinge"`, `"ipo"`, `"dpop"`
-            (DPO-Positive), `"cpl"` (sigmoid with a conservative bias) or `"ddpo"` (sigmoid on scores that weight the
-            corrected tokens). See `correction_trl/correction_optimization/losses.py` for the formulas.
+            (DPO-Positive), `"cpl"` (sigmoid with a conservative bias), `"ddpo"` (sigmoid on scores that weight the
+            corrected tokens) or `"sft"` (fine-tuning on the corrections, −log π(y'|x): the control of the others; no
+            reference is loaded, and only y' is computed). See
+            `correction_trl/correction_optimization/losses.py` for the formulas.
         beta (`float`, *optional*):
             Inverse temperature β of every loss but the linear one; for `"ipo"`, the paper's τ. By default 0.3, and 0.5
             for `"ddpo"`.
@@ -79,6 +84,13 @@ class CorrectionOptimizationConfig(DPOConfig):
             λ in (0, 1] of `loss_type="cpl"`: the weight of the response's term.
         ddpo_gamma (`float`, *optional*, defaults to `5.0`):
             γ of `loss_type="ddpo"`: the weight of a corrected token relative to a kept one.
+        credit (`str`, *optional*, defaults to `"all"`):
+            Which tokens of y and y' are in the loss, its anchor included: `"all"`; `"from_edit"`, those from the first
+            that differs on (in a difference of sums the others cancel anyway: it is the anchor that leaves the common
+            prefix alone); `"edits"`, only what the teacher changed, by a minimal alignment of tokens. In pivotal
+            credit assignment ([paper](https://huggingface.co/papers/2601.03715)) it is an error's place, found by a
+            judge, where the credit begins; here the correction shows it. Not for `"ddpo"`, which has weights of its
+            own.
         length_prior (`dict`, *optional*):
             A prior l over response lengths in tokens, towards which the policy's responses move, as a mapping:
             `name` (`"normal"` or `"lognormal"` with `mean` and `std`; `"fitted"` with `lengths`, a list of observed
@@ -195,6 +207,10 @@ class CorrectionOptimizationConfig(DPOConfig):
     ddpo_gamma: float = field(
         default=5.0, metadata={"help": "Weight of a corrected token in `ddpo`; a kept one has 1."}
     )
+    credit: str = field(
+        default="all",
+        metadata={"help": "Tokens in the loss: all, from the first edit on, or the edits.", "choices": list(CREDIT)},
+    )
     length_prior: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Prior over lengths in tokens: {name: normal, mean: 120, std: 30, weight: 1.0}."},
@@ -297,13 +313,20 @@ class CorrectionOptimizationConfig(DPOConfig):
         self.nll_weight = nll_weight if self.nll_weight is None else self.nll_weight
         if self.shared_prefix is None:
             raise BadInput("`shared_prefix` must be 'auto', True or False.")
-        for name, values in (("missing_thoughts", MISSING_THOUGHTS), ("unchanged_pairs", ("drop", "keep"))):
+        choices = {"missing_thoughts": MISSING_THOUGHTS, "unchanged_pairs": ("drop", "keep"), "credit": CREDIT}
+        for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise BadInput(f"`{name}={getattr(self, name)!r}` must be one of {', '.join(map(repr, values))}.")
         if not self.beta > 0:  # NaN is not
             raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
         if not self.nll_weight >= 0:
             raise BadInput(f"`nll_weight={self.nll_weight}` must not be negative.")
+        if self.loss_type == "ddpo" and self.credit != "all":
+            raise BadInput(
+                "`loss_type='ddpo'` weighs the edited tokens itself (`ddpo_gamma`); leave `credit` at 'all'."
+            )
+        if self.loss_type == "sft":
+            self._check_sft()
         if self.loss_type == "dpop" and self.reference_free:
             raise BadInput(
                 "`loss_type='dpop'` penalises a correction that is less likely than under the reference; it needs "
@@ -336,3 +359,17 @@ class CorrectionOptimizationConfig(DPOConfig):
                 f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
             )
         make_length_prior(self.length_prior)
+
+    def _check_sft(self):
+        """Fine-tuning on the corrections has no use for what concerns the response."""
+        unused = {"nll_weight": 0.0, "length_prior": None, "precompute_ref_log_probs": False, "sync_ref_model": False}
+        for name, default in unused.items():
+            if getattr(self, name) != default:
+                raise BadInput(
+                    f"`{name}={getattr(self, name)!r}` has no meaning for `loss_type: sft`, which trains on the "
+                    f"corrections alone; leave it out, or set it to {yaml.safe_dump(default).split()[0]}."
+                )
+        if self.shared_prefix is True:
+            raise BadInput("`loss_type: sft` computes the corrections alone: there is no prefix to share. Set "
+                           "`shared_prefix: auto`.")  # fmt: skip
+        self.reference_free = True

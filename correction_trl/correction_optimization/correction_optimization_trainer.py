@@ -88,7 +88,7 @@ from .losses import (
     nll_anchor,
     sigmoid_loss,
 )
-from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, two_row_index
+from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, row_index
 from .shared_prefix import packed_forward, self_check
 from .stored_pairs import tokenize_pair
 
@@ -437,9 +437,11 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             return dataset
         self._wrap_collator()  # this runs inside DPOTrainer's __init__
         # DPOTrainer keeps the scores in a file, and takes them from there for the same model and pairs. They are the
-        # loss's own: `ipo` has means, `ddpo` weighs the tokens
+        # loss's own: `ipo` has means, `ddpo` weighs the tokens, with `credit` only some count
         model_hash = self._precompute_model_hash
-        self._precompute_model_hash = Hasher.hash((model_hash, self.args.loss_type, self.args.ddpo_gamma))
+        self._precompute_model_hash = Hasher.hash(
+            (model_hash, self.args.loss_type, self.args.ddpo_gamma, self.args.credit)
+        )
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)
         finally:
@@ -450,7 +452,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
     def _share_prefix_where_exact(self):
         """Whether batches may be packed at all; `_check_shared_prefix` then looks at the first one."""
         self._shared_prefix_checked = False
-        if self.args.shared_prefix is False:
+        if self.args.shared_prefix is False or self.args.loss_type == "sft":
             return
         models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
         reasons = [unsupported_reason(model, self.args.max_length) for model in models]
@@ -866,10 +868,13 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                 model_inputs["output_router_logits"] = True
             labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
             outputs = model(**model_inputs, labels=labels, use_cache=False, fused_lm_head=True)
-            index = two_row_index(inputs["completion_mask"])
+            sides = ("correction",) if "response_mask" in inputs else ("correction", "response")  # y' alone, or both
+            index = {**inputs, **row_index(inputs["completion_mask"], sides)}
             n_tokens = inputs["input_ids"].size(1) - 1  # prompt-learning PEFT puts virtual tokens in front
 
         def tokens_of(name, per_token):  # from the model's rows (R, T) to one row per pair (B, L)
+            if f"{name}_index" not in index:
+                return None
             return gather_tokens(per_token[:, -n_tokens:], index[f"{name}_index"], index[f"{name}_mask"])
 
         return (
@@ -884,20 +889,22 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         )
 
     def _scores(self, log_probs: PairLogProbs, inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """log P of y and of y' as the loss weighs their tokens: sums, for IPO means, for DDPO edit-weighted means."""
-        if self.args.loss_type == "ddpo":
-            gamma = self.args.ddpo_gamma
-            return (
-                edit_weighted_scores(log_probs.response, log_probs.response_mask, inputs["response_edited"], gamma),
-                edit_weighted_scores(
-                    log_probs.correction, log_probs.correction_mask, inputs["correction_edited"], gamma
-                ),
-            )
-        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)  # (B,)
-        if self.args.loss_type == "ipo":
-            response = response / log_probs.response_mask.sum(1).clamp(min=1)
-            correction = correction / log_probs.correction_mask.sum(1).clamp(min=1)
-        return response, correction
+        """log P of y and of y' as the loss weighs their tokens: sums, for IPO means, for DDPO edit-weighted means; of
+        the tokens that get credit."""
+
+        def score(of_tokens, mask, marked):
+            if self.args.loss_type == "ddpo":
+                return edit_weighted_scores(of_tokens, mask, marked, self.args.ddpo_gamma)
+            if marked is not None:
+                of_tokens, mask = of_tokens * marked, mask * marked
+            if self.args.loss_type == "ipo":
+                return of_tokens.sum(1) / mask.sum(1).clamp(min=1)
+            return of_tokens.sum(1)  # (B,)
+
+        response = None
+        if log_probs.response is not None:
+            response = score(log_probs.response, log_probs.response_mask, inputs.get("response_marked"))
+        return response, score(log_probs.correction, log_probs.correction_mask, inputs.get("correction_marked"))
 
     def _adapter_off(self):
         """With an adapter: the base model, or the frozen copy of an adapter that was given; else nothing changes."""
@@ -958,18 +965,45 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             raise ValueError("The CorrectionOptimizationTrainer does not return outputs; set `prediction_loss_only`.")
         args = self.args
         log_probs, outputs = self._pair_log_probs(model, inputs, with_entropy=True)
-        response_scores, correction_scores = self._scores(log_probs, inputs)
-        anchor = nll_anchor(correction_scores)
-        reference = None
+        scores, reference, ref_scores = self._scores(log_probs, inputs), None, None
         if not args.reference_free:
             if self.precompute_ref_logps:
-                ref_response, ref_correction = inputs["ref_rejected_logps"], inputs["ref_chosen_logps"]
+                ref_scores = inputs["ref_rejected_logps"], inputs["ref_chosen_logps"]
             else:
                 reference = self._reference_log_probs(self.ref_model or self.model, inputs)
-                ref_response, ref_correction = self._scores(reference, inputs)
-            self._check_reference(model, inputs, reference, (ref_response, ref_correction))
-            response_scores = response_scores - ref_response
-            correction_scores = correction_scores - ref_correction
+                ref_scores = self._scores(reference, inputs)
+            self._check_reference(model, inputs, reference, ref_scores)
+        losses, margins = self._losses(log_probs, scores, ref_scores)
+
+        weights = inputs["pair_weight"]
+        if num_items_in_batch is None:
+            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
+        else:
+            # Distributed training averages the gradients of the processes; this divisor already counts them all
+            loss = (losses * weights).sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
+        self._record(inputs, log_probs, reference, margins, losses.detach())
+        return loss
+
+    def _losses(
+        self,
+        log_probs: PairLogProbs,
+        scores: tuple[torch.Tensor | None, torch.Tensor],
+        ref_scores: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        The losses of a batch's pairs, and their margins (`None` for fine-tuning, which has none); each `(B,)`.
+        """
+        args = self.args
+        response_scores, correction_scores = scores
+        anchor = nll_anchor(correction_scores)
+        if args.loss_type == "sft":
+            return anchor, None
+        if ref_scores is not None:
+            response_scores = response_scores - ref_scores[0]
+            correction_scores = correction_scores - ref_scores[1]
 
         response_offset = correction_offset = torch.zeros_like(response_scores)  # (B,), what the length prior adds
         if self.length_prior is not None:
@@ -997,18 +1031,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             )
         if args.nll_weight:
             losses = losses + args.nll_weight * anchor
-
-        weights = inputs["pair_weight"]
-        if num_items_in_batch is None:
-            loss = (losses * weights).sum() / weights.sum().clamp(min=1)
-        else:
-            # Distributed training averages the gradients of the processes; this divisor already counts them all
-            loss = (losses * weights).sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
-        if self.aux_loss_enabled:
-            n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
-        self._record(inputs, log_probs, reference, margins.detach(), losses.detach())
-        return loss
+        return losses, margins.detach()
 
     # ------------------------------------------------------------------ metrics
 
@@ -1017,19 +1040,15 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         mode = "train" if self.model.training else "eval"
         weights, missing = inputs["pair_weight"], inputs["missing"]
         corrected = (1 - missing) * (1 - inputs["correction_truncated"])  # y' is there, and whole
-        response, correction = log_probs.response.sum(1), log_probs.correction.sum(1)
+        correction = log_probs.correction.sum(1)
         n_response, n_correction = log_probs.response_mask.sum(1), log_probs.correction_mask.sum(1)
         everything = torch.ones_like(weights)
         changed = corrected * (1 - inputs["unchanged"])
         # name: (values, weights); each is logged as the weighted mean over the pairs of all processes since the last
         # log
         columns = {
-            "logps/response": (response, corrected),
             "logps/correction": (correction, corrected),
-            "correction_amount": (response - correction, corrected),
             "correction_edit_ratio": (inputs["edit_ratio"], corrected),
-            "margins/mean": (margins, changed),
-            "margins/accuracy": ((margins > 0).float(), changed),
             "corrections/unchanged": (inputs["unchanged"], everything),
             "corrections/missing": (missing, everything),
             "corrections/truncated": (inputs["correction_truncated"], everything),
@@ -1037,9 +1056,20 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             "responses/truncated": (inputs["response_truncated"], everything),
             "lengths/response": (n_response.float(), everything),
             "lengths/correction": (n_correction.float(), corrected),
-            "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
             "tokens": (inputs["n_tokens"], everything),
         }
+        if log_probs.response is not None:
+            response = log_probs.response.sum(1)
+            columns |= {
+                "logps/response": (response, corrected),
+                "correction_amount": (response - correction, corrected),
+                "entropy": (log_probs.response_entropy.sum(1) / n_response.clamp(min=1), n_response.float()),
+            }
+        if margins is not None:
+            columns |= {
+                "margins/mean": (margins, changed),
+                "margins/accuracy": ((margins > 0).float(), changed),
+            }
         if mode == "eval":
             columns["loss"] = (losses, weights)
         if reference is not None:

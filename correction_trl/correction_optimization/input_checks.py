@@ -38,8 +38,9 @@ def check_data(
                 "On-policy responses are sampled from text alone, and `train_dataset` has images; sample and "
                 "correct first, and train on the stored pairs."
             )
-        if args.loss_type == "ddpo":
-            raise BadInput("`loss_type='ddpo'` compares token ids before the batch is made; it does not take images.")
+        if args.loss_type == "ddpo" or args.credit != "all":
+            name = "loss_type='ddpo'" if args.loss_type == "ddpo" else f"credit={args.credit!r}"
+            raise BadInput(f"`{name}` compares token ids before the batch is made; it does not take images.")
     return on_policy
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 
-LOSS_TYPES = ("linear", "sigmoid", "hinge", "ipo", "dpop", "cpl", "ddpo")
+LOSS_TYPES = ("linear", "sigmoid", "hinge", "ipo", "dpop", "cpl", "ddpo", "sft")
 
 
 def linear_loss(response_scores: torch.Tensor, correction_scores: torch.Tensor) -> torch.Tensor:
@@ -192,7 +192,7 @@ def edit_weighted_scores(
 def nll_anchor(correction_scores: torch.Tensor) -> torch.Tensor:
     r"""
     Negative log-likelihood of the correction, as in [RPO](https://huggingface.co/papers/2404.19733): it keeps
-    log π(y'|x) from falling together with log π(y|x).
+    log π(y'|x) from falling together with log π(y|x). Alone it is `loss_type="sft"`, fine-tuning on the corrections.
 
     $$ L = -s(y'), \qquad P = \pi $$
 

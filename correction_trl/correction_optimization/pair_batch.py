@@ -30,8 +30,9 @@ NOT_FOR_THE_MODEL = {
     "sampled_at",
     "n_tokens",
     "completion_mask",
-    "response_edited",
-    "correction_edited",
+    "response_mask",
+    "response_marked",
+    "correction_marked",
     "ref_chosen_logps",
     "ref_rejected_logps",
 }
@@ -43,8 +44,8 @@ class PairLogProbs:
     Per-token log-probs of a batch of pairs, token j of a sequence in column j.
 
     Attributes:
-        response (`torch.Tensor` of shape `(B, L)`):
-            log π of each token of y, in nats; 0 at padding.
+        response (`torch.Tensor` of shape `(B, L)`, *optional*):
+            log π of each token of y, in nats; 0 at padding. `None` where only y' was computed.
         response_mask (`torch.Tensor` of shape `(B, L)`):
             1 on the tokens of y.
         correction (`torch.Tensor` of shape `(B, L')`):
@@ -55,21 +56,23 @@ class PairLogProbs:
             Entropy of the policy at each token of y, in nats, without gradient.
     """
 
-    response: torch.Tensor
+    response: torch.Tensor | None
     response_mask: torch.Tensor
     correction: torch.Tensor
     correction_mask: torch.Tensor
     response_entropy: torch.Tensor | None = None
 
 
-def two_row_index(completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+def row_index(completion_mask: torch.Tensor, names: tuple[str, ...] = ("correction", "response")) -> dict:
     """
     Where the tokens of each pair stand in the per-token outputs of TRL's layout: the B corrections first, then the B
     responses, each row `[prompt | completion | padding]`.
 
     Args:
         completion_mask (`torch.Tensor` of shape `(2 * B, T)`):
-            1 on the completion's tokens, which are contiguous.
+            1 on the completion's tokens, which are contiguous. `(B, T)` with one name.
+        names (`tuple[str, ...]`, *optional*, defaults to `("correction", "response")`):
+            Of the sequences, in the order of their rows.
 
     Returns:
         `dict[str, torch.Tensor]` with `response_index`, `response_mask`, `correction_index` and `correction_mask`, of
@@ -80,8 +83,9 @@ def two_row_index(completion_mask: torch.Tensor) -> dict[str, torch.Tensor]:
     n_tokens = predicted.sum(1)
     starts = predicted.argmax(1)
     index = {}
-    half = completion_mask.size(0) // 2
-    for name, rows in (("correction", slice(None, half)), ("response", slice(half, None))):
+    size = completion_mask.size(0) // len(names)
+    for number, name in enumerate(names):
+        rows = slice(number * size, (number + 1) * size)
         columns = torch.arange(max(int(n_tokens[rows].max()), 1), device=completion_mask.device)
         mask = columns < n_tokens[rows, None]
         row_offsets = torch.arange(completion_mask.size(0), device=completion_mask.device)[rows, None]
@@ -131,6 +135,43 @@ def edited_tokens(response_ids: list[int], correction_ids: list[int]) -> tuple[l
     return response_edited, correction_edited
 
 
+def credited_tokens(response_ids: list[int], correction_ids: list[int], credit: str) -> tuple[list[int], list[int]]:
+    """
+    Which tokens of y and of y' are in the loss.
+
+    Args:
+        response_ids (`list[int]`):
+            Ids of y.
+        correction_ids (`list[int]`):
+            Ids of y'.
+        credit (`str`):
+            `"from_edit"`: those from the first that differs on. `"edits"`: the edited ones; where something was only
+            deleted or only inserted, the other sequence's token that stands in its place is one of them. Either way
+            the first token that differs is, in both sequences, unless one of them has ended.
+
+    Returns:
+        `tuple[list[int], list[int]]`: For each sequence 1 at tokens that count, 0 at others; nothing counts where
+        y' = y.
+    """
+    edits = [edit for edit in Levenshtein.opcodes(response_ids, correction_ids) if edit.tag != "equal"]
+    response, correction = [0] * len(response_ids), [0] * len(correction_ids)
+    if credit == "from_edit" and edits:
+        first = next(
+            (i for i, (a, b) in enumerate(zip(response_ids, correction_ids, strict=False)) if a != b),
+            min(len(response_ids), len(correction_ids)),
+        )
+        response[first:], correction[first:] = [1] * (len(response) - first), [1] * (len(correction) - first)
+    elif edits:
+        for edit in edits:
+            for marked, start, end in (
+                (response, edit.src_start, edit.src_end),
+                (correction, edit.dest_start, edit.dest_end),
+            ):
+                end = min(max(end, start + 1), len(marked))
+                marked[start:end] = [1] * (end - start)
+    return response, correction
+
+
 class PairCollator:
     """
     Makes batches of pairs: packed rows where the prefix is shared, else TRL's preference collator (two rows per pair),
@@ -174,6 +215,8 @@ class PairCollator:
     def lengths(self, examples: list[dict[str, Any]]) -> list[int]:
         """Tokens that each pair takes of a forward."""
         pairs = self.pairs(examples)
+        if self.args.loss_type == "sft":
+            return [len(pair["prompt_ids"]) + len(pair["correction_ids"]) for pair in pairs]
         if self._pack(pairs):
             return [packed_length(pair) for pair in pairs]
         return [2 * (len(p["prompt_ids"]) + max(len(p["response_ids"]), len(p["correction_ids"]))) for p in pairs]
@@ -202,8 +245,14 @@ class PairCollator:
             numbers["sampled_at"] = [example["sampled_at"] for example in examples]
 
         pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
-        # What the model gets: R packed rows (R, T), or two rows per pair (2 B, T), all chosen ones first
-        if pairs is not None and self._pack(pairs):
+        # What the model gets: y' alone (B, T), R packed rows (R, T), or two rows per pair (2 B, T), all chosen ones
+        # first
+        if pairs is not None and self.args.loss_type == "sft":
+            rows = self.collator([{**example, "rejected_ids": example["chosen_ids"]} for example in examples])
+            batch = {name: values[: len(pairs)] for name, values in rows.items()}
+            batch["n_tokens"] = batch["attention_mask"].sum(1).float()
+            batch["response_mask"] = pad([torch.ones(len(p["response_ids"])) for p in pairs], padding_value=0)
+        elif pairs is not None and self._pack(pairs):
             batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
             for name in ("ref_chosen_logps", "ref_rejected_logps"):
                 if name in examples[0]:
@@ -219,8 +268,14 @@ class PairCollator:
         # from its first tensor, and packed rows can be fewer than pairs
         numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
         batch = {**numbers, **batch}
-        if self.args.loss_type == "ddpo":
-            edits = [edited_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
+        if self.args.loss_type == "ddpo" or self.args.credit != "all":
+            marked = [self._marked_tokens(pair["response_ids"], pair["correction_ids"]) for pair in pairs]
             for name, side in (("response", 0), ("correction", 1)):
-                batch[f"{name}_edited"] = pad([torch.tensor(edit[side]) for edit in edits], padding_value=0)
+                batch[f"{name}_marked"] = pad([torch.tensor(of_pair[side]) for of_pair in marked], padding_value=0)
         return batch
+
+    def _marked_tokens(self, response_ids: list[int], correction_ids: list[int]) -> tuple[list[int], list[int]]:
+        """The tokens that `ddpo` weighs more, or those that get credit."""
+        if self.args.loss_type == "ddpo":
+            return edited_tokens(response_ids, correction_ids)
+        return credited_tokens(response_ids, correction_ids, self.args.credit)

@@ -60,6 +60,15 @@ def test_every_loss_is_accepted_and_stays_a_name(tmp_path, loss_type):
         ({"cpl_bias": 0.0}, r"`cpl_bias=0.0` must lie in \(0, 1\]"),
         ({"cpl_bias": 1.1}, r"`cpl_bias=1.1` must lie in \(0, 1\]"),
         ({"ddpo_gamma": 0.0}, "`ddpo_gamma=0.0` must be positive"),
+        ({"credit": "last"}, "`credit='last'` must be one of 'all', 'from_edit', 'edits'"),
+        ({"credit": "edits", "loss_type": "ddpo"}, "weighs the edited tokens itself .* leave `credit` at 'all'"),
+        (
+            {"loss_type": "sft", "nll_weight": 0.5},
+            "`nll_weight=0.5` has no meaning for `loss_type: sft`.* set it to 0.0",
+        ),
+        ({"loss_type": "sft", "length_prior": {"name": "normal", "mean": 9, "std": 2}}, "`length_prior=.* no meaning"),
+        ({"loss_type": "sft", "precompute_ref_log_probs": True}, "no meaning for `loss_type: sft`.* set it to false"),
+        ({"loss_type": "sft", "shared_prefix": True}, "no prefix to share. Set `shared_prefix: auto`"),
         ({"max_staleness": -1}, "`max_staleness=-1` must be at least 0"),
         ({"max_completion_length": 0}, "`max_completion_length=0` must be at least 1"),
         ({"generation_batch_size": 0}, "`generation_batch_size=0` must be at least 1"),
@@ -155,6 +164,7 @@ def test_beta_and_the_anchor_have_a_default_of_each_loss(tmp_path, loss_type):
     args = config(tmp_path, loss_type=loss_type)
     assert (args.beta, args.nll_weight) == DEFAULTS[loss_type]
     args = config(tmp_path, loss_type=loss_type, beta=0.7, nll_weight=0.0)
+    assert args.reference_free is (loss_type == "sft")
     assert (args.beta, args.nll_weight) == (0.7, 0.0)
 
 

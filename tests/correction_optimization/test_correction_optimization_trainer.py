@@ -1,5 +1,6 @@
 """The trainer against TRL's own trainer, against numbers that can be worked out by hand, and against bad input."""
 
+import difflib
 import inspect
 import math
 import warnings
@@ -10,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.correction_optimization.losses import LOSS_TYPES
@@ -147,7 +148,7 @@ def test_first_loss_is_log_two_and_gradient_is_half_beta_of_linear(make_trainer,
 def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tiny_model, loss_type):
     """Sequence by sequence, without padding, from logits: the loss that the trainer logs at its first step."""
     reference_free = loss_type in ("linear", "cpl", "sigmoid")
-    beta, nll_weight, gamma, bias = 0.3, 0.7, 5.0, 0.5
+    beta, nll_weight, gamma, bias = 0.3, 0.0 if loss_type == "sft" else 0.7, 5.0, 0.5
     dataset = plain_pairs.select(range(4))
     trainer = make_trainer(
         dataset,
@@ -181,6 +182,8 @@ def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tin
             loss = -math.log(positive / (positive + negative))
         elif loss_type == "sigmoid":
             loss = -math.log(1 / (1 + math.exp(-beta * (score["y'"] - score["y"]))))
+        elif loss_type == "sft":
+            loss = -score["y'"]
         else:  # relative to the reference, which is the model itself: every score is 0
             loss = {"hinge": 1.0, "ipo": (1 / (2 * beta)) ** 2}.get(loss_type, math.log(2))
         # The anchor weighs tokens as the loss does; DDPO's weights are those of the reference scores, all γ or 1
@@ -192,6 +195,86 @@ def test_loss_of_a_run_equals_a_naive_double_loop(make_trainer, plain_pairs, tin
             anchor = -sum(correction) / (len(correction) if loss_type == "ipo" else 1)
         expected.append(loss + nll_weight * anchor)
     assert losses(trainer)[0] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_sft_is_trl_sft_on_the_corrections_and_computes_nothing_else(make_trainer, chat_pairs, tiny_model, tmp_path):
+    dataset = chat_pairs.select(range(8))
+    ours = make_trainer(dataset, loss_type="sft", max_steps=1, per_device_train_batch_size=8)
+    batches = collect_batches(ours)
+    ours_gradient = gradient(ours)
+    assert [len(batch["input_ids"]) for batch in batches] == [8]  # one row per pair
+    (entry,) = [entry for entry in ours.state.log_history if "loss" in entry]
+    assert not {"logps/response", "margins/mean", "kl", "entropy"} & set(entry)
+    assert ours.ref_model is None
+    theirs = SFTTrainer(
+        tiny_model,
+        args=SFTConfig(
+            str(tmp_path / "sft"), max_steps=1, per_device_train_batch_size=8, learning_rate=ours.args.learning_rate,
+            completion_only_loss=True, bf16=False, use_cpu=True, gradient_checkpointing=False, report_to="none",
+            save_strategy="no", max_length=None, max_grad_norm=0.0, disable_tqdm=True, logging_steps=1,
+        ),
+        train_dataset=dataset.remove_columns("response").rename_column("correction", "completion"),
+    )  # fmt: skip
+    theirs_gradient = gradient(theirs)
+    # Theirs is a mean over tokens, ours over pairs, of their sums
+    n_tokens = sum(len(row["chosen_ids"]) for row in ours.train_dataset)
+    assert_same_gradient({name: value * 8 / n_tokens for name, value in ours_gradient.items()}, theirs_gradient)
+
+
+@pytest.mark.parametrize("credit", ["from_edit", "edits"])
+@pytest.mark.parametrize("loss_type", ["linear", "sigmoid", "ipo", "sft"])
+def test_credit_leaves_the_other_tokens_out_of_loss_and_anchor(make_trainer, tiny_model, loss_type, credit):
+    beta, nll_weight = 0.3, 0.0 if loss_type == "sft" else 0.7
+    rows = [
+        {"prompt": "12 + 30 =", "response": " 41 or 52, say", "correction": " 42 or 52, say"},
+        {"prompt": "1 + 1 =", "response": " 29", "correction": " 2"},
+    ]
+    settings = {"loss_type": loss_type, "beta": beta, "nll_weight": nll_weight, "max_steps": 1,
+                "reference_free": True, "credit": credit}  # fmt: skip
+    runs = {}
+    for shared_prefix in (False, "auto") if loss_type == "sft" else (False, True):
+        trainer = make_trainer(Dataset.from_list(rows), shared_prefix=shared_prefix, **settings)
+        runs[shared_prefix] = gradient(trainer), losses(trainer)[0]
+    (two_rows, found), (packed, _) = runs.values()
+    assert_same_gradient(packed, two_rows)
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    totals = []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        y, corrected = (
+            tokenizer(row["prompt"] + row[side])["input_ids"][len(prompt) :] + [tokenizer.eos_token_id]
+            for side in ("response", "correction")
+        )
+        first = next(i for i in range(len(y)) if y[i] != corrected[i])
+        if credit == "from_edit":
+            marks = [range(first, len(ids)) for ids in (y, corrected)]
+        else:
+            blocks = difflib.SequenceMatcher(None, y, corrected, autojunk=False).get_matching_blocks()
+            kept = {block.a + i for block in blocks for i in range(block.size)}
+            kept_there = {block.b + i for block in blocks for i in range(block.size)}
+            gone = set(range(len(y))) - kept
+            new = set(range(len(corrected))) - kept_there
+            marks = [sorted(gone), sorted(new or {first})]
+        scores = []
+        for ids, marked in zip((y, corrected), marks, strict=True):
+            log_probs = model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            total = sum(log_probs[len(prompt) + i - 1, ids[i]] for i in marked)
+            scores.append(total / len(marked) if loss_type == "ipo" else total)
+        margin = scores[1] - scores[0]
+        if loss_type == "sft":
+            totals.append(-scores[1])
+            continue
+        loss = {
+            "linear": -margin,
+            "sigmoid": -torch.nn.functional.logsigmoid(beta * margin),
+            "ipo": (margin - 1 / (2 * beta)) ** 2,
+        }[loss_type]
+        totals.append(loss - nll_weight * scores[1])
+    expected = sum(totals) / len(totals)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    assert_same_gradient(two_rows, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 # ------------------------------------------------------------------ how an update may be split
@@ -294,7 +377,7 @@ def test_a_stored_correction_that_does_not_fit_is_left_out_and_said(make_trainer
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", [loss_type for loss_type in LOSS_TYPES if loss_type != "sft"])
 def test_shared_prefix_gives_gradients_and_logs_of_two_rows(make_trainer, chat_pairs, loss_type, adapter):
     runs = {}
     for shared in (False, True):

@@ -3,7 +3,12 @@ from helpers import edit_distance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from correction_trl.correction_optimization.pair_batch import edited_tokens, gather_tokens, two_row_index
+from correction_trl.correction_optimization.pair_batch import (
+    credited_tokens,
+    edited_tokens,
+    gather_tokens,
+    row_index,
+)
 
 
 ROW = st.tuples(st.integers(0, 5), st.integers(0, 6))  # tokens of the prompt, tokens of the completion
@@ -19,7 +24,7 @@ def test_gathered_tokens_equal_naive_slices(pairs, padding):
         row[prompt : prompt + completion] = 1
     per_token = torch.randn(len(rows), width - 1, dtype=torch.float64).requires_grad_()
 
-    index = two_row_index(completion_mask)
+    index = row_index(completion_mask)
     for name, offset in (("correction", 0), ("response", len(pairs))):
         tokens = gather_tokens(per_token, index[f"{name}_index"], index[f"{name}_mask"])
         assert tokens.shape == index[f"{name}_mask"].shape
@@ -40,7 +45,7 @@ def test_gathered_tokens_equal_naive_slices(pairs, padding):
 def test_a_pair_by_hand():
     # One pair: correction "p p c c", response "p r r r" with one place of padding
     completion_mask = torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0]])
-    index = two_row_index(completion_mask)
+    index = row_index(completion_mask)
     per_token = torch.arange(8.0).view(2, 4)
     assert gather_tokens(per_token, index["correction_index"], index["correction_mask"]).tolist() == [[1, 2]]
     assert gather_tokens(per_token, index["response_index"], index["response_mask"]).tolist() == [[4, 5, 6]]
@@ -61,7 +66,36 @@ def cost(response_edited: list[int], correction_edited: list[int]) -> int:
     return sum(map(max, zip(runs(response_edited), runs(correction_edited), strict=True)))
 
 
+def test_credit_by_hand():
+    # a b c d . -> a x c d .; -> a c d . (b deleted); -> a b z c d . (z inserted)
+    response = [1, 2, 3, 4, 0]
+    for correction, edits, from_edit in (
+        ([1, 9, 3, 4, 0], ([0, 1, 0, 0, 0], [0, 1, 0, 0, 0]), ([0, 1, 1, 1, 1], [0, 1, 1, 1, 1])),
+        ([1, 3, 4, 0], ([0, 1, 0, 0, 0], [0, 1, 0, 0]), ([0, 1, 1, 1, 1], [0, 1, 1, 1])),
+        ([1, 2, 9, 3, 4, 0], ([0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0]), ([0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1])),
+        (response, ([0] * 5, [0] * 5), ([0] * 5, [0] * 5)),
+        ([1, 2], ([0, 0, 1, 1, 1], [0, 0]), ([0, 0, 1, 1, 1], [0, 0])),  # ends without a stop token
+    ):
+        assert credited_tokens(response, correction, "edits") == edits
+        assert credited_tokens(response, correction, "from_edit") == from_edit
+
+
 SEQUENCES = st.lists(st.integers(0, 3), max_size=10)
+
+
+@given(response=SEQUENCES, correction=SEQUENCES)
+def test_credit_begins_where_the_sequences_part_and_holds_every_edit(response, correction):
+    edited = edited_tokens(response, correction)
+    edits, from_edit = (credited_tokens(response, correction, credit) for credit in ("edits", "from_edit"))
+    common = 0
+    while common < min(len(response), len(correction)) and response[common] == correction[common]:
+        common += 1
+    for ids, of_edit, of_edits, of_rest in zip((response, correction), edited, edits, from_edit, strict=True):
+        assert of_rest == ([0] * common + [1] * (len(ids) - common) if response != correction else [0] * len(ids))
+        assert len(of_edits) == len(ids)
+        assert all(credit >= edit for credit, edit in zip(of_edits, of_edit, strict=True))
+    if response == correction:
+        assert not any(edits[0]) and not any(edits[1])
 
 
 @given(response=SEQUENCES, correction=SEQUENCES)
