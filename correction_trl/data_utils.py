@@ -8,7 +8,7 @@ the token ids as well (`prompt_ids`, `rejected_ids`, `chosen_ids`), and are then
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -357,7 +357,13 @@ def public_name(name: str | None, default: str | None = None) -> str | None:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
-def load_split(name: str, config: str | None, split: str, max_rows: int | None = None) -> Dataset:
+def load_split(
+    name: str,
+    config: str | None,
+    split: str,
+    max_rows: int | None = None,
+    data_function: Callable[[Dataset], Dataset] | None = None,
+) -> Dataset:
     """
     One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
 
@@ -370,9 +376,13 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
             Name of the split; a file has one, `"train"`, whatever is asked for.
         max_rows (`int`, *optional*):
             Keep the first so many rows.
+        data_function (`Callable`, *optional*):
+            From the split as it is published to the dataset that is used, such as `problems` of a task pack
+            ([`~correction_trl.tasks`]). What it returns is cut to `max_rows`.
 
     Raises:
-        BadInput: If the file is empty or cannot be read, or the dataset or its split does not exist.
+        BadInput: If the file is empty or cannot be read, the dataset or its split does not exist, or `data_function`
+            fails or returns no dataset.
     """
     path = Path(name)
     if path.is_file():
@@ -398,7 +408,54 @@ def load_split(name: str, config: str | None, split: str, max_rows: int | None =
                     "with `--dataset_test_split`."
                 )
             dataset = dataset[split]
+    if data_function is not None:
+        dataset = _prepared(dataset, name, data_function)
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
+
+
+def _prepared(dataset: Dataset, name: str, data_function: Callable) -> Dataset:
+    """The dataset that a `data_function` makes of a split."""
+    called = f"`data_function` {getattr(data_function, '__name__', type(data_function).__name__)!r}"
+    try:
+        prepared = data_function(dataset)
+    except BadInput as error:
+        raise BadInput(f"{public_name(name)}: {error}") from error
+    except Exception as error:
+        raise BadInput(
+            f"{called} raised {type(error).__name__} on {public_name(name)}, whose columns are "
+            f"{', '.join(dataset.column_names)}: {first_line(error)}"
+        ) from error
+    if not isinstance(prepared, Dataset):
+        raise BadInput(f"{called} returned {type(prepared).__name__}; it must return a `datasets.Dataset`.")
+    return prepared
+
+
+def published_columns(dataset: Dataset, task: str, *kinds: Sequence[str]) -> Sequence[str]:
+    """
+    In which of its published forms a task's data come.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            A split.
+        task (`str`):
+            The task's name, for the message.
+        *kinds (`Sequence[str]`):
+            The columns of each form.
+
+    Returns:
+        `Sequence[str]`: The first of `kinds` whose columns are all there.
+
+    Raises:
+        BadInput: If there is none.
+    """
+    for columns in kinds:
+        if set(columns) <= set(dataset.column_names):
+            return columns
+    wanted = "; or ".join(", ".join(columns) for columns in kinds)
+    raise BadInput(
+        f"these are no data of {task}: the columns are {', '.join(dataset.column_names)}, and {wanted} are needed. "
+        "Rename the columns, or name a `data_function` of your own."
+    )
 
 
 def with_prompts(dataset: Dataset, template: str) -> Dataset:

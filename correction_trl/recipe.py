@@ -33,6 +33,7 @@ from .functions import import_function
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import Trainer
 
 
@@ -79,6 +80,32 @@ class DataArguments:
         default=None, metadata={"help": "Hub id, folder or file. By default the embedded task."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    data_function: str | None = field(
+        default=None,
+        metadata={
+            "help": "`module:function` from a split as it is published to the dataset to use, such as `problems` of a "
+            "task pack (docs/tasks.md)."
+        },
+    )
+
+    def load(self, name: str, split: str, max_rows: int | None = None) -> "Dataset":
+        """
+        A split, prepared by `data_function`.
+
+        Args:
+            name (`str`):
+                Hub id, folder or file: `dataset_name`, or where its test split is. The configuration is that of
+                `dataset_name`.
+            split (`str`):
+                Name of the split.
+            max_rows (`int`, *optional*):
+                Keep the first so many rows.
+
+        Raises:
+            BadInput: From [`~data_utils.load_split`].
+        """
+        config = self.dataset_config if name == self.dataset_name else None
+        return load_split(name, config, split, max_rows, named_function(self, "data_function"))
 
 
 @dataclass
@@ -450,8 +477,8 @@ class TrainingRun:
         self.dataset_name = embedded_path("carry_addition") if self.embedded else script_args.dataset_name
         self.model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
 
-        data, config = self.dataset_name, script_args.dataset_config
-        self.train = load_split(data, config, script_args.dataset_train_split, script_args.train_rows)
+        data = self.dataset_name
+        self.train = script_args.load(data, script_args.dataset_train_split, script_args.train_rows)
         is_file = Path(data).is_file()  # which holds what is trained on, and nothing else
         self.validation = None
         if training_args.eval_strategy != "no":
@@ -460,11 +487,10 @@ class TrainingRun:
                     f"`eval_strategy` is set, but all of the file {data} is trained on; give a folder or a Hub "
                     "dataset with a validation split, or set `eval_strategy: 'no'`."
                 )
-            self.validation = load_split(data, config, script_args.dataset_validation_split)
+            self.validation = script_args.load(data, script_args.dataset_validation_split)
         self.test, name = None, script_args.test_dataset_name or (None if is_file else data)
         if name is not None:
-            config = config if name == data else None
-            self.test = load_split(name, config, script_args.dataset_test_split, script_args.test_rows)
+            self.test = script_args.load(name, script_args.dataset_test_split, script_args.test_rows)
 
     def function(self, setting: str, embedded: str | None = None, required: bool = False) -> Callable | None:
         """[`named_function`] of the recipe's own arguments."""

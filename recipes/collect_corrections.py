@@ -57,7 +57,6 @@ class CollectionArguments(DataArguments):
 
 def main(script_args, response_args, people_args, teacher_args, model_args):
     from correction_trl.carry_addition import embedded_path
-    from correction_trl.data_utils import load_split
     from correction_trl.recipe import check_push, push_folder
     from correction_trl.reporting import write_dataset, write_metrics
     from correction_trl.teachers import CorrectionStore, collect
@@ -78,7 +77,7 @@ def main(script_args, response_args, people_args, teacher_args, model_args):
     if push_to:
         check_push(push_to, script_args.hub_private_repo, None, repo_type="dataset")
     dataset_name = script_args.dataset_name or embedded_path("carry_addition")
-    dataset = load_split(dataset_name, script_args.dataset_config, script_args.dataset_split, script_args.rows)
+    dataset = script_args.load(dataset_name, script_args.dataset_split, script_args.rows)
     rows, responses_by = with_responses(dataset, response_args, model_args, cache=output_dir)
     progress, limits = None, (script_args.max_failed_share, script_args.retry_unparsable)
     with CorrectionStore(script_args.correction_store or output_dir / "corrections.sqlite") as store:

@@ -57,7 +57,7 @@ class EvaluateArguments(EvaluationDataArguments):
 
 def main(args, asking, model_args):
     from correction_trl.carry_addition import embedded_path
-    from correction_trl.data_utils import load_split, public_name, with_prompts
+    from correction_trl.data_utils import public_name, with_prompts
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_traces
     from correction_trl.inference import TraceStore, problems_of, solve
@@ -72,7 +72,7 @@ def main(args, asking, model_args):
     value_function = named_function(args, "value_function", "correction_trl.carry_addition:exact_match", required=True)
     if args.update_card and not (Path(model_name) / "README.md").is_file():
         raise BadInput(f"`update_card` is set, but there is no {Path(model_name) / 'README.md'}.")
-    dataset = load_split(dataset_name, args.dataset_config, args.dataset_test_split, args.test_rows)
+    dataset = args.load(dataset_name, args.dataset_test_split, args.test_rows)
     if args.prompt_template:
         dataset = with_prompts(dataset, args.prompt_template)
     problems = problems_of(dataset, value_function)

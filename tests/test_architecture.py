@@ -24,6 +24,7 @@ FLOORS = [
     {"rewards"},
     {"teachers", "inference"},
     {"evaluation"},
+    {"tasks"},
     {"reporting"},
     {"correction_optimization", "corrector_sft", "score"},
     {"self_correction_dpo"},
@@ -47,6 +48,9 @@ FACES = {
     "correction_trl.reporting",
     "correction_trl.sandbox",
     "correction_trl.carry_addition",
+    "correction_trl.tasks",
+    # Each task pack is a face of its own
+    *(f"correction_trl.tasks.{file.stem}" for file in (ROOT / "correction_trl" / "tasks").glob("[!_]*.py")),
 }
 
 
