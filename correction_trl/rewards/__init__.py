@@ -16,6 +16,7 @@ _PUBLIC = {
     "CodeTests": "code_tests",
     "ConceptCoverage": "constraints",
     "FinalAnswer": "final_answer",
+    "Fluency": "fluency",
     "FormatTerm": "composition",
     "Gate": "composition",
     "LengthTerm": "composition",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
         gsm8k_accuracy,
         last_number_accuracy,
     )
+    from .fluency import Fluency
     from .math_equality import answers_equal
     from .math_program import MathProgram, math_program_accuracy, math_program_feedback
     from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity

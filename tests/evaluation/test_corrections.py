@@ -7,8 +7,9 @@ import torch
 from helpers import build_model, build_tokenizer, edit_distance, teacher
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from correction_trl.evaluation.corrections import evaluate_corrections, sequence_log_probs
+from correction_trl.evaluation.corrections import evaluate_corrections
 from correction_trl.policy import generation
+from correction_trl.policy.log_probs import sequence_log_probs
 
 
 LIMIT, BATCH_SIZE = 8, 5
