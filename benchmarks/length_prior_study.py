@@ -23,7 +23,12 @@ from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationT
 from correction_trl.carry_addition import embedded_path
 from correction_trl.correction_optimization.correction_optimization_config import DEFAULTS
 from correction_trl.correction_optimization.length_prior import make_length_prior
-from correction_trl.correction_optimization.losses import length_prior_score_term, linear_loss, sigmoid_loss
+from correction_trl.correction_optimization.losses import (
+    length_prior_anchor_weights,
+    length_prior_score_term,
+    linear_loss,
+    sigmoid_loss,
+)
 from correction_trl.policy.generation import Sampler
 from correction_trl.policy.tokenization import tokenize_prompt
 
@@ -36,6 +41,7 @@ PRIOR_STD = 4.0
 # margin of the sigmoid loss counts beta times: its prior needs more weight
 ARMS = [
     *(("linear", "attract", 1.0, mean, 0.0) for mean in (None, 6, 22)),
+    *(("linear", "attract", 2.0, mean, None) for mean in (6, 22)),
     ("sigmoid", "attract", 1.0, None, 0.0),
     *(("sigmoid", "attract", 4.0, mean, 0.0) for mean in (6, 22)),
     *(("sigmoid", "attract", 4.0, mean, None) for mean in (6, 22)),
@@ -72,18 +78,20 @@ def fixed_point(loss: str, weight: float, mean: float, nll_weight: float, beta: 
     prior = make_length_prior({"name": "normal", "mean": mean, "std": PRIOR_STD, "weight": weight})
     offsets = torch.tensor(prior(lengths.tolist())).double()
     logits = base.log().requires_grad_()
-    largest = nll_weight + (1 if loss == "linear" else beta)  # gradient of one pair
-    for _ in range(5000):
+    gap = offsets[None, :] - offsets[:, None]
+    anchors = nll_weight * length_prior_anchor_weights(gap)
+    largest = 2 * nll_weight + (1 if loss == "linear" else beta)  # gradient of one pair
+    for _ in range(20_000):
         log_probs = torch.log_softmax(logits, 0)
         policy = log_probs.exp().detach()
         # Rows are y', columns y
         if loss == "linear":
             losses = linear_loss(log_probs[None, :], log_probs[:, None])
-            losses = losses + length_prior_score_term(log_probs[None, :], offsets[None, :] - offsets[:, None])
+            losses = losses + length_prior_score_term(log_probs[None, :], gap)
         else:
             scores = log_probs - base.log() + offsets
             losses = sigmoid_loss(scores[:, None] - scores[None, :], beta)
-        losses = losses - nll_weight * log_probs[:, None]
+        losses = losses - anchors * log_probs[:, None]
         (gradient,) = torch.autograd.grad((base[:, None] * policy[None, :] * losses).sum(), logits)
         with torch.no_grad():
             logits -= gradient / (largest * torch.maximum(policy, base))
@@ -163,12 +171,13 @@ def write_picture(results: study.Study):
 
     base = results.settings["base"]["length"]
     panels = [
-        ("linear", "attract", 1.0, 0.0, "linear"),
+        ("linear", "attract", 1.0, 0.0, "linear, no anchor"),
+        ("linear", "attract", 2.0, None, "linear, defaults"),
         ("sigmoid", "attract", 4.0, 0.0, "sigmoid, no anchor"),
-        ("sigmoid", "attract", 4.0, None, "sigmoid, default anchor"),
+        ("sigmoid", "attract", 4.0, None, "sigmoid, defaults"),
         ("sigmoid", "product", 4.0, 0.0, "sigmoid, `form: product`"),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.4), sharey=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 3.4), sharey=True)
     for axis, (loss, form, weight, nll_weight, title) in zip(axes, panels, strict=True):
         study.tidy(axis, title=title)
         for mean, color in ((6, study.BLUE), (22, study.ORANGE), (None, study.GREY)):

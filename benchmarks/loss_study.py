@@ -35,11 +35,24 @@ LOSSES = {
     "ddpo": {"loss_type": "ddpo", "beta": 0.5},
     "linear, unchanged kept": {"loss_type": "linear", "reference_free": True, "unchanged_pairs": "keep"},
     "sigmoid, unchanged kept": {"loss_type": "sigmoid", "beta": 0.3, "unchanged_pairs": "keep"},
+    "sft": {"loss_type": "sft"},
+    "sft, credit from_edit": {"loss_type": "sft", "credit": "from_edit"},
+    "sft, credit edits": {"loss_type": "sft", "credit": "edits"},
+    "sigmoid, credit from_edit": {"loss_type": "sigmoid", "beta": 0.3, "credit": "from_edit"},
+    "sigmoid, credit edits": {"loss_type": "sigmoid", "beta": 0.3, "credit": "edits"},
+    "linear, credit edits": {"loss_type": "linear", "reference_free": True, "credit": "edits"},
 }
 # Every y' of the task has so many tokens. The study names the anchor's weight for the mean over them; `nll_weight` is
 # that of their sum, so many times smaller (but for `ipo` and `ddpo`, whose anchors are means)
 N_TOKENS = 14
 # Loss and weights of the NLL anchor, per token
+CREDIT = {
+    "sft": (0.0,),
+    "sft, credit from_edit": (0.0,),
+    "sft, credit edits": (0.0,),
+    "sigmoid, credit from_edit": (5.0,),
+    "sigmoid, credit edits": (5.0,),
+}
 ON_POLICY = {
     "linear": (0.0, 0.5),
     "sigmoid": (0.0, 0.5, 1.0, 5.0),
@@ -51,12 +64,15 @@ ON_POLICY = {
     "cpl": (0.5,),
     "linear, unchanged kept": (1.0,),
     "sigmoid, unchanged kept": (1.0, 5.0),
+    **CREDIT,
+    "linear, credit edits": (0.0,),
 }
 STORED = {
     "linear": (0.0, 0.5),
     "sigmoid": (0.0, 0.5, 1.0, 5.0),
     "sigmoid, reference-free": (0.0, 0.5),
     "dpop": (0.0, 0.5),
+    **CREDIT,
 }
 # With a teacher that corrects only one wrong digit of a response, so that y' keeps the other mistakes
 ONE_DIGIT = {
@@ -64,6 +80,8 @@ ONE_DIGIT = {
     "sigmoid": (0.0, 0.5),
     "hinge": (0.5,),
     "ddpo": (0.5,),
+    **CREDIT,
+    "linear, credit edits": (0.0,),
 }
 CONTROL = "SFT on the corrections"
 METRICS = ("acc@t1", "acc@t1/sampled", "correction_edit_ratio", "correction_amount", "logps/correction")

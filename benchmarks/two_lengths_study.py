@@ -7,7 +7,8 @@ loss can ruin a model: wrong responses of the base, sampled once, with all wrong
 epochs. Each cell is one training run; a cell
 that the results file already holds is not run again.
 
-    python benchmarks/two_lengths_study.py      # writes results/two_lengths_study.jsonl and docs/two_lengths_study.md
+    python benchmarks/two_lengths_study.py --seeds 0 1 2
+    # writes results/two_lengths_study.jsonl and docs/two_lengths_study.md
 """
 
 import random
@@ -21,13 +22,23 @@ from trl import SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.carry_addition import embedded_path
-from correction_trl.correction_optimization.correction_optimization_config import DEFAULTS
 from correction_trl.evaluation import evaluate_corrections
 
 
 TABLE = study.ROOT / "docs" / "two_lengths_study.md"
 IDENTITY = ("n_lines", "loss", "beta", "nll_weight", "seed")
 LINES = {1: "14 tokens", 11: "154 tokens"}
+CONTROL = "sft"
+# The middle of the grid: where the preference term has the same share of an edited token's gradient under each loss
+GRID = {
+    "linear": (0.1, 2.4),
+    "sigmoid": (0.3, 0.36),
+    "hinge": (0.3, 0.72),
+    "ipo": (0.3, 8.0),
+    "dpop": (0.3, 0.36),
+    "cpl": (0.3, 0.36),
+    "ddpo": (0.5, 3.0),
+}
 METRICS = ("acc@t1", "acc@t1/sampled", "logps/correction")
 
 
@@ -74,11 +85,13 @@ def train_base(n_lines: int, folder: str) -> None:
 
 
 def cells(seeds):
-    """Each loss with its defaults; a third of its `beta`; a quarter of its anchor."""
+    """Each loss with two values of beta and three of its anchor, and fine-tuning on the corrections."""
     for seed in seeds:
-        for beta_share, anchor_share in ((1, 1), (1 / 3, 1), (1, 1 / 4)):
+        for n_lines in (11, 1):
+            yield n_lines, CONTROL, 0.0, 1.0, seed
+        for beta_share, anchor_share in ((1, 1), (1, 1 / 4), (1, 4), (1 / 3, 1)):
             for n_lines in (11, 1):
-                for loss, (beta, nll_weight) in DEFAULTS.items():
+                for loss, (beta, nll_weight) in GRID.items():
                     if beta_share == 1 or loss != "linear":
                         yield n_lines, loss, round(beta_share * beta, 3), anchor_share * nll_weight, seed
 
@@ -136,8 +149,7 @@ def run_cells(results: study.Study, args):
             warmup_steps=5,
             seed=seed,
             loss_type=cell["loss"],
-            beta=cell["beta"],
-            nll_weight=cell["nll_weight"],
+            **({} if cell["loss"] == CONTROL else {"beta": cell["beta"], "nll_weight": cell["nll_weight"]}),
             reference_free=cell["loss"] in ("linear", "cpl"),
             max_length=None,
             **study.ON_CPU,
@@ -148,7 +160,7 @@ def run_cells(results: study.Study, args):
         found = {name: metrics[name]["mean"] for name in METRICS}
         return {"metrics": found, "summary": " ".join(f"{value:.3f}" for value in found.values())}
 
-    results.begin("python benchmarks/two_lengths_study.py", base)
+    results.begin("python benchmarks/two_lengths_study.py --seeds 0 1 2", base)
     results.run((dict(zip(IDENTITY, cell, strict=True)) for cell in cells(args.seeds)), run, args.part)
 
 

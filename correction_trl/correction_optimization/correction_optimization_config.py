@@ -24,6 +24,18 @@ DEFAULTS = {
     "ddpo": (0.5, 3.0),
     "sft": (0.3, 0.0),  # has neither
 }
+# Weight of a length prior where none is set: a margin of the sigmoid kind counts beta times, so that its prior needs
+# more. Measured: docs/length_prior_study.md. (Scores of `ipo` and `ddpo` are per token.)
+PRIOR_WEIGHTS = {
+    "linear": 2.0,
+    "sigmoid": 4.0,
+    "hinge": 4.0,
+    "ipo": 1.0,
+    "dpop": 4.0,
+    "cpl": 4.0,
+    "ddpo": 1.0,
+    "sft": 1.0,
+}
 # Which tokens of y and y' are in the loss
 CREDIT = ("all", "from_edit", "edits")
 
@@ -94,12 +106,13 @@ class CorrectionOptimizationConfig(DPOConfig):
         length_prior (`dict`, *optional*):
             A prior l over response lengths in tokens, towards which the policy's responses move, as a mapping:
             `name` (`"normal"` or `"lognormal"` with `mean` and `std`; `"fitted"` with `lengths`, a list of observed
-            ones; or `"module:function"`, a function from lengths to log-probabilities), `weight` (w, 1.0 if left out)
-            and `form`. `form: attract` (the default): the implicit reward of a response is
-            log π(y|x) − log π_old(y|x) − w log l(y). Corrections of other lengths pull the other way, as does the
-            anchor on them (`nll_weight`). `form: product`: P(y) = π(y) l(y)^w as the note writes it, which leads away
-            from the lengths that l likes. Under the linear loss the prior acts through the sampling of y (a
-            score-function term), so it needs on-policy responses.
+            ones; or `"module:function"`, a function from lengths to log-probabilities), `weight` (w; by default 2.0
+            for `"linear"`, 1.0 for `"ipo"` and `"ddpo"`, 4.0 for the others) and `form`. `form: attract` (the
+            default): the implicit reward of a response is log π(y|x) − log π_old(y|x) − w log l(y), and the anchor on
+            a correction counts 2σ(w [log l(y') − log l(y)]) times: more where l prefers its length to the response's.
+            Corrections of other lengths pull the other way. `form: product`: P(y) = π(y) l(y)^w as the note writes
+            it, which leads away from the lengths that l likes. Under the linear loss the prior acts through the
+            sampling of y (a score-function term), so it needs on-policy responses.
         unchanged_pairs (`str`, *optional*, defaults to `"drop"`):
             What to do where the teacher found nothing to correct (y' = y). `"drop"`: the pair is counted, and is in no
             loss and no average. `"keep"`: it stays in the average and in the NLL anchor (its preference loss has no
@@ -358,7 +371,7 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(
                 f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
             )
-        make_length_prior(self.length_prior)
+        make_length_prior(self.length_prior, PRIOR_WEIGHTS[self.loss_type])
 
     def _check_sft(self):
         """Fine-tuning on the corrections has no use for what concerns the response."""

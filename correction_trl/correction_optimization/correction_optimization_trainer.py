@@ -74,7 +74,7 @@ from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
 from ..teachers.policy import PolicyTeacher
 from .callbacks import DisplacementCallback
-from .correction_optimization_config import CorrectionOptimizationConfig
+from .correction_optimization_config import PRIOR_WEIGHTS, CorrectionOptimizationConfig
 from .input_checks import check_batch_size, check_data, check_reward_funcs, check_settings
 from .length_prior import make_length_prior
 from .losses import (
@@ -83,6 +83,7 @@ from .losses import (
     edit_weighted_scores,
     hinge_loss,
     ipo_loss,
+    length_prior_anchor_weights,
     length_prior_score_term,
     linear_loss,
     nll_anchor,
@@ -251,7 +252,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         self._generation_config = generation_config_of(model, args.model_init_kwargs)
         self.reward_funcs = check_reward_funcs(args, reward_funcs)
         self.reward_func_names = [getattr(f, "__name__", type(f).__name__) for f in self.reward_funcs]
-        self.length_prior = make_length_prior(args.length_prior)
+        self.length_prior = make_length_prior(args.length_prior, PRIOR_WEIGHTS[args.loss_type])
         self._prompt_dataset_columns = []  # columns of the datasets that hold prompts only, kept for the teacher
         self._ready = deque()  # microbatches of sampled and corrected pairs that are waiting for their step
         self._at_the_teacher = deque()  # before them: rollouts, the sizes of their microbatches, and their futures
@@ -1010,6 +1011,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             lengths = [mask.sum(1).tolist() for mask in (log_probs.response_mask, log_probs.correction_mask)]
             offsets = torch.tensor(self.length_prior(itertools.chain(*lengths)), dtype=torch.float32)
             response_offset, correction_offset = offsets.to(response_scores.device).chunk(2)
+            if self.length_prior.form == "attract":
+                anchor = anchor * length_prior_anchor_weights(response_offset - correction_offset)
 
         margins = (correction_scores + correction_offset) - (response_scores + response_offset)
         if args.loss_type == "linear":

@@ -149,7 +149,7 @@ def fitted_length_prior(observed: Sequence[int], bandwidth: float | None = None)
     return log_prior
 
 
-def make_length_prior(setting: dict[str, Any] | None) -> LengthPrior | None:
+def make_length_prior(setting: dict[str, Any] | None, weight: float = 1.0) -> LengthPrior | None:
     """
     The prior that `CorrectionOptimizationConfig.length_prior` describes.
 
@@ -158,6 +158,8 @@ def make_length_prior(setting: dict[str, Any] | None) -> LengthPrior | None:
             `None` (no prior), or `name` (`"normal"`, `"lognormal"`, `"fitted"`, or `"module:function"`, a function
             from a list of lengths to a list of log-probabilities), what the named prior needs (`mean` and `std` in
             tokens for the first two, `lengths` in tokens for the third), and as one likes `weight` and `form`.
+        weight (`float`, *optional*, defaults to `1.0`):
+            w where the setting has none.
 
     Raises:
         BadInput: If a key is unknown, a parameter is missing or not positive, or the function cannot be imported.
@@ -168,7 +170,7 @@ def make_length_prior(setting: dict[str, Any] | None) -> LengthPrior | None:
     if not isinstance(setting, dict) or not isinstance(setting.get("name"), str):
         raise BadInput(f"`length_prior: {setting!r:.80}` must be a mapping with a `name`, {example}.")
     setting = dict(setting)
-    name, weight, form = setting.pop("name"), setting.pop("weight", 1.0), setting.pop("form", "attract")
+    name, weight, form = setting.pop("name"), setting.pop("weight", weight), setting.pop("form", "attract")
     if name not in _PARAMETERS and ":" not in name:
         raise BadInput(
             f"`length_prior` has the unknown name {name!r}: expected {', '.join(map(repr, _PARAMETERS))}, or "

@@ -212,6 +212,27 @@ def nll_anchor(correction_scores: torch.Tensor) -> torch.Tensor:
     return -correction_scores
 
 
+def length_prior_anchor_weights(prior_gap: torch.Tensor) -> torch.Tensor:
+    r"""
+    How much each correction's [`nll_anchor`] counts under a length prior: twice the probability that the prior prefers
+    its length to the response's,
+
+    $$ 2 \sigma(a(y) - a(y')) = \frac{2 l(y')^w}{l(y)^w + l(y')^w} $$
+
+    with a = −w log l as in [`length_prior_score_term`]: 1 where both are as long, below 2 always. So what the anchor
+    holds is a policy of the lengths that l likes, among the corrections'. (At equal weights it would hold the
+    corrections' lengths, and win: of a prior's pull under the sigmoid loss a third is left.)
+
+    Args:
+        prior_gap (`torch.Tensor` of shape `(B,)`):
+            a(y) − a(y'), in nats.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`, in (0, 2).
+    """
+    return 2 * torch.sigmoid(prior_gap)
+
+
 def length_prior_score_term(response_log_probs: torch.Tensor, prior_gap: torch.Tensor) -> torch.Tensor:
     r"""
     Surrogate whose gradient is that of the length prior's term of the linear objective, for responses sampled from the

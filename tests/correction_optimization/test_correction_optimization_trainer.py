@@ -651,7 +651,7 @@ def test_vllm_missing_is_said_at_the_start(make_trainer, plain_prompts, teacher)
 # ------------------------------------------------------------------ length prior
 
 
-PRIOR = {"name": "normal", "mean": 5.0, "std": 3.0}
+PRIOR = {"name": "normal", "mean": 5.0, "std": 3.0, "weight": 1.0}
 
 
 def log_prior(text):
@@ -671,6 +671,31 @@ def test_length_prior_shifts_the_margin_of_a_bounded_loss(make_trainer, plain_pa
         margin = sign * weight * (log_prior(row["response"]) - log_prior(row["correction"]))
         expected.append(math.log(1 + math.exp(-0.5 * margin)))
     assert losses(trainer)[0] == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["attract", "product"])
+def test_the_anchor_holds_corrections_as_much_as_the_prior_prefers_their_length(make_trainer, form):
+    """At the reference, with the weight that the loss has where none is set (4): -log π(y'|x) counts twice the
+    probability that l(y)^w against l(y')^w gives to y'; in the note's own form it is left alone."""
+    texts = [("12345", "123"), ("12", "12345678"), ("1234", "1235"), ("1", "12")]
+    dataset = Dataset.from_list([{"prompt": "1 + 2 =", "response": y, "correction": z} for y, z in texts])
+    prior = {name: value for name, value in PRIOR.items() if name != "weight"} | {"form": form}
+    runs = {}
+    for nll_weight in (0.0, 0.7):
+        settings = {"nll_weight": nll_weight, "length_prior": prior, "max_steps": 1, "learning_rate": 0.0}
+        trainer = make_trainer(dataset, **settings)
+        batches = collect_batches(trainer)
+        trainer.train()
+        runs[nll_weight] = losses(trainer)[0]
+    log_probs = trainer._pair_log_probs(trainer.model, batches[0], with_entropy=False)[0]
+    expected = []
+    for i, total in enumerate(log_probs.correction.sum(1).tolist()):
+        log_l = [-((n - 5) ** 2) / (2 * 3**2) for n in (log_probs.response_mask[i].sum().item(),
+                                                       log_probs.correction_mask[i].sum().item())]  # fmt: skip
+        of_response, of_correction = (math.exp(4 * value) for value in log_l)
+        weight = 2 * of_correction / (of_response + of_correction) if form == "attract" else 1
+        expected.append(-0.7 * weight * total)
+    assert runs[0.7] - runs[0.0] == pytest.approx(sum(expected) / 4, rel=1e-5)
 
 
 def test_cpl_weighs_the_prior_as_it_weighs_the_policy(make_trainer, plain_pairs):
