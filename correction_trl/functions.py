@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,65 @@ def import_function(path: str, setting: str) -> Callable:
         ) from error
     except AttributeError as error:
         raise BadInput(f"`{setting}={path!r}`: the module {module_name!r} has no {function_name!r}.") from error
+
+
+def with_settings(function: Callable, settings: Mapping[str, Any], setting: str, n_given: int) -> functools.partial:
+    """
+    A function with settings of the user, in which `"module:function"` stands for the function.
+
+    Args:
+        function (`Callable`):
+            The function; a `partial` keeps what it has.
+        settings (`dict`):
+            By parameter.
+        setting (`str`):
+            Name of the setting that they come from, for the error message.
+        n_given (`int`):
+            Parameters that it gets when it is called, and that are no settings: the first so many.
+
+    Raises:
+        BadInput: If the function has no such parameter, or there is no function of that name.
+    """
+    function = functools.partial(function)
+    name = getattr(function.func, "__name__", type(function.func).__name__)
+    known = [p for p in inspect.signature(function.func).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    known = [parameter.name for parameter in known]
+    for parameter in settings:
+        if parameter not in known:
+            raise BadInput(
+                f"{setting}: {name!r} has no setting {parameter!r}; it has {', '.join(known[n_given:]) or 'none'}."
+            )
+    named = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+    return functools.partial(
+        function,
+        **{
+            parameter: import_function(value, f"{setting}.{parameter}")
+            if isinstance(value, str) and named.fullmatch(value)
+            else value
+            for parameter, value in settings.items()
+        },
+    )
+
+
+def named_text(text: str, setting: str) -> str:
+    """
+    What a setting says, or what the text that it names as `"module:NAME"` says, such as an instruction of a paper.
+
+    Args:
+        text (`str`):
+            `"package.module:NAME"`, the name in capital letters; everything else is the text itself.
+        setting (`str`):
+            Name of the setting, for the error message.
+
+    Raises:
+        BadInput: If there is no such text.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Z][A-Z0-9_]*", text):
+        return text
+    found = import_function(text, setting)
+    if not isinstance(found, str):
+        raise BadInput(f"`{setting}={text!r}` names {type(found).__name__}; it must be a text.")
+    return found
 
 
 def call_teacher(
@@ -198,6 +258,50 @@ def call_value_function(
                 )
         checked.append(value)
     return checked
+
+
+def call_table_function(
+    function: Callable, prompts: Sequence[Prompt], samples: Sequence[Sequence[str]], columns: dict[str, list]
+) -> dict[str, list[float | None]]:
+    """
+    Call a table function on the samples of problems and check what it returns.
+
+    Args:
+        function (`Callable`):
+            Called as `function(prompts=..., samples=..., **columns)`.
+        prompts (`Sequence[str | list[dict]]`):
+            Prompts as they stand in the dataset.
+        samples (`Sequence[Sequence[str]]`):
+            The texts of each problem.
+        columns (`dict[str, list]`):
+            The dataset's further columns, one list each.
+
+    Returns:
+        `dict[str, list[float | None]]`: By name one number per problem.
+
+    Raises:
+        BadInput: If the function raises, or returns something else.
+    """
+    function_name = getattr(function, "func", function)
+    function_name = getattr(function_name, "__name__", type(function_name).__name__)
+    try:
+        table = function(prompts=list(prompts), samples=[list(texts) for texts in samples], **columns)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"The table function {function_name!r} raised {type(error).__name__}: {_said(error)}"
+        ) from error
+    wanted = f"it must return a dict from names to lists of {len(prompts)} numbers (or None), one per problem."
+    if not isinstance(table, Mapping):
+        raise BadInput(f"The table function {function_name!r} returned {type(table).__name__}; {wanted}")
+    for name, column in table.items():
+        if not isinstance(column, Sequence) or len(column) != len(prompts):
+            raise BadInput(f"The table function {function_name!r}, column {name!r}: {wanted}")
+        for value in column:
+            if value is not None and (not isinstance(value, int | float) or math.isnan(value)):
+                raise BadInput(f"The table function {function_name!r}, column {name!r} holds {value!r:.80}; {wanted}")
+    return {str(name): [None if v is None else float(v) for v in column] for name, column in table.items()}
 
 
 def as_value_function(

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import difflib
 import enum
+import json
 import logging
 import math
 import os
@@ -27,9 +28,9 @@ from trl import ModelConfig, TrlParser
 
 from .carry_addition import embedded_path
 from .checkpoints import checkpoint_to_resume_from, full_disk, owned
-from .data_utils import load_split, public_name
+from .data_utils import load_split, public_name, with_prompts
 from .errors import BadInput, TeacherFailed, first_line
-from .functions import import_function
+from .functions import import_function, with_settings
 
 
 if TYPE_CHECKING:
@@ -87,10 +88,14 @@ class DataArguments:
             "task pack (docs/tasks.md)."
         },
     )
+    prompt_template: str | None = field(
+        default=None,
+        metadata={"help": "For data without a column `prompt`: a user's message with {column} in it; {{ is a brace."},
+    )
 
     def load(self, name: str, split: str, max_rows: int | None = None) -> "Dataset":
         """
-        A split, prepared by `data_function`.
+        A split, prepared by `data_function` and `prompt_template`.
 
         Args:
             name (`str`):
@@ -102,10 +107,11 @@ class DataArguments:
                 Keep the first so many rows.
 
         Raises:
-            BadInput: From [`~data_utils.load_split`].
+            BadInput: From [`~data_utils.load_split`] and [`~data_utils.with_prompts`].
         """
         config = self.dataset_config if name == self.dataset_name else None
-        return load_split(name, config, split, max_rows, named_function(self, "data_function"))
+        dataset = load_split(name, config, split, max_rows, named_function(self, "data_function"))
+        return with_prompts(dataset, self.prompt_template) if self.prompt_template else dataset
 
 
 @dataclass
@@ -654,7 +660,11 @@ def end_processes(trainer: "Trainer") -> None:
 
 
 def named_function(
-    arguments: DataArguments, setting: str, embedded: str | None = None, required: bool = False
+    arguments: DataArguments,
+    setting: str,
+    embedded: str | None = None,
+    required: bool = False,
+    settings: str | None = None,
 ) -> Callable | None:
     """
     The function that a setting names as `module:function`.
@@ -668,9 +678,12 @@ def named_function(
             The function for the embedded task, where the setting is not given. It is written into the arguments.
         required (`bool`, *optional*, defaults to `False`):
             Whether the recipe cannot do without.
+        settings (`str`, *optional*):
+            Name of the setting that holds the function's own, by parameter, as a dict or as JSON. The function's first
+            two parameters are none.
 
     Raises:
-        BadInput: If it is required and not given, or does not exist.
+        BadInput: If it is required and not given, does not exist, or has no such settings.
     """
     if arguments.dataset_name is None and getattr(arguments, setting) is None:
         setattr(arguments, setting, embedded)
@@ -680,7 +693,16 @@ def named_function(
             f"`{setting}` is required: nothing else says which responses are right. Name a `module:function`, for "
             "example `my_rewards:is_right`; see docs/rewards.md."
         )
-    return None if name is None else import_function(name, setting)
+    function = None if name is None else import_function(name, setting)
+    own = getattr(arguments, settings) if settings else None
+    if isinstance(own, str):
+        try:
+            own = json.loads(own)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"`{settings}` is no JSON ({error}).") from None
+    if own and function is None:
+        raise BadInput(f"`{settings}` is set and `{setting}` is not; name the function that they are for.")
+    return with_settings(function, own, settings, n_given=2) if own else function
 
 
 def check_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> None:

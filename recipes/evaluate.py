@@ -42,14 +42,14 @@ class EvaluateArguments(EvaluationDataArguments):
     compare_with: str | None = field(
         default=None, metadata={"help": "A second model, evaluated on the same problems as `before`."}
     )
-    prompt_template: str | None = field(
-        default=None,
-        metadata={"help": "For data without a column `prompt`: a user's message with {column} in it; {{ is a brace."},
-    )
     value_function: str | None = field(
         default=None, metadata={"help": "`module:function` that rates responses, with TRL's reward signature."}
     )
     correct_threshold: float = field(default=1.0, metadata={"help": "Value from which a response is right."})
+    table_function: str | None = field(
+        default=None, metadata={"help": "`module:function` that measures more, such as a paper's columns."}
+    )
+    table_settings: dict | str | None = field(default=None, metadata={"help": "Its settings, by parameter."})
     update_card: bool = field(
         default=False, metadata={"help": "Put the results into the README.md of a local model's folder."}
     )
@@ -57,7 +57,7 @@ class EvaluateArguments(EvaluationDataArguments):
 
 def main(args, asking, model_args):
     from correction_trl.carry_addition import embedded_path
-    from correction_trl.data_utils import public_name, with_prompts
+    from correction_trl.data_utils import public_name
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import evaluate_traces
     from correction_trl.inference import TraceStore, problems_of, solve
@@ -73,11 +73,10 @@ def main(args, asking, model_args):
     if args.update_card and not (Path(model_name) / "README.md").is_file():
         raise BadInput(f"`update_card` is set, but there is no {Path(model_name) / 'README.md'}.")
     dataset = args.load(dataset_name, args.dataset_test_split, args.test_rows)
-    if args.prompt_template:
-        dataset = with_prompts(dataset, args.prompt_template)
     problems = problems_of(dataset, value_function)
     corrector = make_corrector(asking, model_args, accelerator.device)
     strategies = make_strategies(asking, value_function, corrector)
+    table_function = named_function(args, "table_function", settings="table_settings")
 
     def evaluate(model):
         version = model_version(model, model_args.model_revision)
@@ -85,10 +84,8 @@ def main(args, asking, model_args):
         chat = partial(make_chat, asking, model, model_args, accelerator)
         found = solve(problems, strategies, chat, store, depends_on, asking.samples, public_name(model))
         judge = {"correct_threshold": args.correct_threshold, "extract_answer": asking.extractor()}
-        return {
-            name: evaluate_traces(dataset, traces, value_function, n_turns=asking.turns, **judge)
-            for name, traces in found.items()
-        }
+        judge |= {"table_function": table_function, "n_turns": asking.turns}
+        return {name: evaluate_traces(dataset, traces, value_function, **judge) for name, traces in found.items()}
 
     with TraceStore(Path(args.output_dir) / "traces", accelerator.process_index) as store:
         accelerator.wait_for_everyone()  # before anything is added, all have read what is there

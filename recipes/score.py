@@ -51,7 +51,7 @@ def main(script_args, training_args, model_args):
     from correction_trl import SCoReTrainer
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import Evaluation
-    from correction_trl.functions import import_function
+    from correction_trl.functions import import_function, named_text
     from correction_trl.reporting import SCORE_NUMBERS, SCORE_PANELS
 
     job = TrainingRun(script_args, training_args, model_args)
@@ -61,6 +61,7 @@ def main(script_args, training_args, model_args):
         script_args.reward_funcs = ["correction_trl.carry_addition:exact_match"]
     reward_funcs = [import_function(name, "reward_funcs") for name in script_args.reward_funcs]
     extractor = job.function("extract_answer")
+    training_args.instruction = named_text(training_args.instruction, "instruction")
     trainer = SCoReTrainer(
         reward_funcs=reward_funcs,
         eval_dataset=job.validation,

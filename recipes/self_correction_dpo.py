@@ -37,7 +37,7 @@ class SelfCorrectionScriptArguments(ScriptArguments):
     )
     correct_threshold: float = field(default=1.0, metadata={"help": "An answer with at least this value is right."})
     instruction: str | None = field(
-        default=None, metadata={"help": "What asks for the second answer. By default SCoRe's."}
+        default=None, metadata={"help": "What asks for the second answer, or `module:TEXT`. By default SCoRe's."}
     )
     pair_prompt: str = field(
         default="question",
@@ -53,6 +53,7 @@ class SelfCorrectionScriptArguments(ScriptArguments):
 def main(script_args, training_args, model_args):
     from accelerate import PartialState
 
+    from correction_trl.functions import named_text
     from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
     from correction_trl.reporting import CORRECTION_OPTIMIZATION_NUMBERS
     from correction_trl.self_correction_dpo import train_rounds
@@ -67,7 +68,7 @@ def main(script_args, training_args, model_args):
         rounds=script_args.rounds,
         samples_per_prompt=script_args.samples_per_prompt,
         pair_prompt=script_args.pair_prompt,
-        instruction=script_args.instruction or SELF_CORRECTION_INSTRUCTION,
+        instruction=named_text(script_args.instruction or SELF_CORRECTION_INSTRUCTION, "instruction"),
         correct_threshold=script_args.correct_threshold,
         eval_dataset=job.test,
         **job.trainer_kwargs(CORRECTION_OPTIMIZATION_NUMBERS),

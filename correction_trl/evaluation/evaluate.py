@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 
 from ..data_utils import NOT_FOR_THE_TEACHER, dataset_problem_ids
 from ..errors import BadInput
-from ..functions import Prompt, call_value_function
+from ..functions import Prompt, call_table_function, call_value_function
 from ..inference.answers import whole_text
 from ..inference.strategy import Trace
 from .metrics import attempt_metrics, edit_distance_ratio, is_rate, paired_difference, summarize
@@ -43,6 +43,8 @@ class Evaluation:
             Of attempts: whether each is right, by problem, sample and attempt.
         problems (`list[int | str]`):
             What the problems are called: their `id`, or their numbers in the dataset.
+        table (`list[str]`):
+            Those of the metrics that a `table_function` measured: the columns of a paper's table.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -51,6 +53,7 @@ class Evaluation:
     counts: dict[str, int] = field(default_factory=dict)
     right: list[list[list[float | None]]] = field(default_factory=list)
     problems: list[int | str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)
 
 
 def compare(before: Evaluation, after: Evaluation, keys: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
@@ -69,6 +72,7 @@ def evaluate_traces(
     correct_threshold: float = 1.0,
     extract_answer: Callable[[str], str | None] = whole_text,
     n_turns: int = 1,
+    table_function: Callable[..., dict[str, list[float | None]]] | None = None,
 ) -> Evaluation:
     """
     Judge what a strategy of [`inference`] did.
@@ -96,15 +100,20 @@ def evaluate_traces(
             See [`evaluate_attempts`].
         n_turns (`int`, *optional*, defaults to `1`):
             Report at least so many attempts, also where no trace has as many.
+        table_function (`Callable`, *optional*):
+            Measures what right and wrong do not say, such as the columns of a paper's table: called as
+            `table_function(prompts, samples, **columns)` with a list of texts per problem, one of each sample, and
+            returns one number per problem (`None`: not measured) by name. It is called for the first attempts
+            (`NAME@t1`) and for the last ones (`NAME@tk`), by one process.
 
     Returns:
         [`Evaluation`].
 
     Raises:
-        BadInput: If the value function or the extractor is at fault.
+        BadInput: If the value function, the extractor or the table function is at fault.
     """
     records = judge_traces(dataset, traces, value_function, extract_answer, correct_threshold)
-    return summarize_records(dataset, records, n_examples, n_turns)
+    return summarize_records(dataset, records, n_examples, n_turns, table_function)
 
 
 def judge_traces(
@@ -170,7 +179,13 @@ def extract_answers(
     return answers
 
 
-def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_examples: int, n_turns: int) -> Evaluation:
+def summarize_records(
+    dataset: Dataset,
+    records: list[dict[str, Any]],
+    n_examples: int,
+    n_turns: int,
+    table_function: Callable[..., dict[str, list[float | None]]] | None = None,
+) -> Evaluation:
     """Puts together what all processes found."""
     if PartialState().num_processes > 1:
         records = gather_object(records)
@@ -187,6 +202,8 @@ def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_example
         for name, column in measured.items():
             column.append(sum(value[name] for value in values) / len(values) if values else None)
     metrics, per_problem = attempt_metrics(right)
+    table = {} if table_function is None else _table(dataset, by_key, n_turns, table_function)
+    measured |= table
     metrics |= {name: summarize(values, rate=is_rate(name)) for name, values in measured.items()}
     changed = sorted(by_key, key=lambda key: (len(set(by_key[key]["right"])) == 1, key))
     return Evaluation(
@@ -196,7 +213,30 @@ def summarize_records(dataset: Dataset, records: list[dict[str, Any]], n_example
         counts=_count(records, missing=len(dataset) * n_samples - len(by_key)),
         right=right,
         problems=dataset_problem_ids(dataset),
+        table=list(table),
     )
+
+
+def _table(
+    dataset: Dataset, by_key: Mapping[tuple[int, int], dict[str, Any]], n_turns: int, table_function: Callable
+) -> dict[str, list[float | None]]:
+    """What a table function measures on first and last attempts, by problem; the main process tells the others."""
+    found = [{}]
+    if PartialState().is_main_process:
+        rows = sorted({row for row, _ in by_key})
+        batch = dataset[rows]
+        columns = {key: values for key, values in batch.items() if key not in NOT_FOR_THE_TEACHER}
+        for turn in dict.fromkeys((1, n_turns)):
+            samples: dict[int, list[str]] = {row: [] for row in rows}
+            for (row, _), record in sorted(by_key.items()):
+                samples[row].append(_filled(record["trace"].responses, n_turns)[turn - 1])
+            values = call_table_function(table_function, batch["prompt"], list(samples.values()), columns)
+            for name, column in values.items():
+                of_rows = dict(zip(rows, column, strict=True))
+                found[0][f"{name}@t{turn}"] = [of_rows.get(row) for row in range(len(dataset))]
+    if PartialState().num_processes > 1:
+        found = broadcast_object_list(found)
+    return found[0]
 
 
 def _filled(values: list, n_turns: int) -> list:

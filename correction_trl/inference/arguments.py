@@ -1,9 +1,7 @@
 """Whom an evaluation asks, by which strategies and with which settings, from a configuration."""
 
-import inspect
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from ..errors import BadInput
-from ..functions import import_function
+from ..functions import import_function, named_text, with_settings
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.rollout import ROLLOUT_WEIGHTS, Rollouts
 from ._controls import best_of_n, resample, self_consistency
@@ -52,7 +50,9 @@ class InferenceArguments:
     )
     controls: bool = field(default=True, metadata={"help": "Whether to run the controls with as many samples."})
     turns: int = field(default=2, metadata={"help": "Attempts of each strategy; samples of each control."})
-    instruction: str | None = field(default=None, metadata={"help": "Asks for the next attempt; default: SCoRe's."})
+    instruction: str | None = field(
+        default=None, metadata={"help": "Asks for the next attempt, or `module:TEXT`; default: SCoRe's."}
+    )
     extract_answer: str | None = field(
         default=None,
         metadata={
@@ -141,7 +141,7 @@ def make_strategies(
         BadInput: If a strategy, a check or a setting does not exist.
     """
     turns, extract_answer, own = arguments.turns, arguments.extractor(), arguments.strategy_settings or {}
-    instruction = arguments.instruction or SELF_CORRECTION_INSTRUCTION
+    instruction = named_text(arguments.instruction or SELF_CORRECTION_INSTRUCTION, "instruction")
     # ProCo reads numbers by itself, unless it is told to read something else
     read = {} if arguments.extract_answer is None else {"extract_answer": extract_answer}
     checks = {
@@ -150,7 +150,7 @@ def make_strategies(
         "verify_by_key_condition": partial(verify_by_key_condition, **read),
     }
     check = checks.get(arguments.check) or partial(import_function(arguments.check, "check"))
-    check = _with_settings(check, own.get("check", {}), "strategy_settings.check")
+    check = with_settings(check, own.get("check", {}), "strategy_settings.check", n_given=2)
     sampled = {"samples": turns, "temperature": arguments.control_temperature}
     controls = {
         "self_consistency": partial(self_consistency, extract_answer=extract_answer, **sampled),
@@ -172,7 +172,7 @@ def make_strategies(
         if name not in known and ":" not in name:
             raise BadInput(f"`strategies`: there is no {name!r}; there are {', '.join(known)}, or `module:function`.")
         strategy = known.get(name) or partial(import_function(name, "strategies"))
-        strategies[name] = _with_settings(strategy, own.get(name, {}), f"strategy_settings.{name}")
+        strategies[name] = with_settings(strategy, own.get(name, {}), f"strategy_settings.{name}", n_given=2)
     if unknown := sorted(own.keys() - strategies.keys() - {"check"}):
         raise BadInput(f"`strategy_settings` has settings for {', '.join(unknown)}, which is not among `strategies`.")
     return strategies
@@ -250,22 +250,3 @@ def traces_depend_on(
         }
         for name in strategies
     }
-
-
-def _with_settings(strategy: partial, settings: Mapping[str, Any], setting: str) -> partial:
-    """The strategy, or check, with the settings of the user, in which `"module:function"` stands for the function."""
-    parameters = list(inspect.signature(strategy.func).parameters)
-    for name in settings:
-        if name not in parameters:
-            known = ", ".join(parameters[2:])
-            raise BadInput(f"{setting}: {strategy.func.__name__!r} has no setting {name!r}; it has {known}.")
-    functions = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-    return partial(
-        strategy,
-        **{
-            name: import_function(value, f"{setting}.{name}")
-            if isinstance(value, str) and functions.fullmatch(value)
-            else value
-            for name, value in settings.items()
-        },
-    )

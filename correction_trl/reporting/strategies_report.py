@@ -109,6 +109,12 @@ def print_strategies(
         table.add_row(*map(escape, row))
     console.print(f"{title}; with 95% intervals over n problems", highlight=False, markup=False)
     console.print(table)
+    if columns := list(dict.fromkeys(key for evaluation in evaluations.values() for key in evaluation.table)):
+        measured = Table("measured", *evaluations, box=box.SIMPLE_HEAD, pad_edge=False)
+        for key in columns:
+            cells = [format_summary(key, evaluation.metrics.get(key)) for evaluation in evaluations.values()]
+            measured.add_row(*map(escape, [key, *cells]))
+        console.print(measured)
     for name, evaluation in evaluations.items():
         if found := _count_words(evaluation.counts):
             console.print(f"{name}: {found}", highlight=False, markup=False, soft_wrap=True)
