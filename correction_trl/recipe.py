@@ -478,6 +478,10 @@ class TrainingRun:
         if training_args.process_index == 0:
             self._ownership.enter_context(owned(output_dir))
             atexit.register(self._ownership.close)
+        if training_args.report_to:
+            from .reporting.trackers import check_trackers
+
+            check_trackers(training_args.report_to, training_args.model_init_kwargs)
         self._push_to, self._token = take_over_push(training_args)
         self.embedded = script_args.dataset_name is None
         self.dataset_name = embedded_path("carry_addition") if self.embedded else script_args.dataset_name
@@ -585,14 +589,18 @@ class TrainingRun:
             self.test = None
             trainer.accelerator.print("Sharded training: evaluate the saved model with evaluate.py, before and after.")
         from .reporting.terminal import show_readable_progress
+        from .reporting.trackers import guard_trackers
 
         show_readable_progress(trainer)
         if when == "before":
             trainer.accelerator.print(self.summary(len(trainer.train_dataset)))
-        if self.test is None:
-            return None
-        trainer.accelerator.print(f"Evaluating {when} training ...")
-        return evaluation(self.test)
+        found = None
+        if self.test is not None:
+            trainer.accelerator.print(f"Evaluating {when} training ...")
+            found = evaluation(self.test)
+        if when == "before":
+            guard_trackers(trainer, keep_open=True, examples=[] if found is None else found.examples)
+        return found
 
     def summary(self, n_rows: int) -> str:
         """One line: what is trained on what."""
@@ -624,6 +632,7 @@ class TrainingRun:
                 Further entries of `metrics.json`.
         """
         from .reporting.run_report import write_report  # draws with matplotlib, which `--help` does without
+        from .reporting.trackers import log_report
         from .reporting.trainer_card import card_facts
 
         if trainer.accelerator.is_main_process:
@@ -640,6 +649,7 @@ class TrainingRun:
                 license="apache-2.0" if self.embedded and self.model_args.model_name_or_path is None else None,
                 **{**card_facts(trainer, self._push_to), "base_model": self.model_name},
             )
+            log_report(trainer, [] if after is None else after.examples, Path(self.args.output_dir))
             if self._push_to:
                 push_folder(self.args.output_dir, self._push_to, self.args.hub_private_repo, self._token)
         self._ownership.close()

@@ -69,6 +69,7 @@ from ..policy.tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
+from ..reporting.trackers import log_examples
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
 from ..teachers.collection import StoringTeacher
@@ -707,7 +708,10 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
                 f"{self.args.max_completion_length}`, and nothing is learned from them. Raise it; or, for a teacher "
                 "that writes whole answers, set `mask_truncated_completions: false`."
             )
-        self._examples_to_print = list(zip(prompts, responses, corrections, strict=True))[:4]
+        self._examples_to_print = [
+            {"prompt": prompt, "response": response, "correction": correction}
+            for prompt, response, correction in zip(prompts, responses, corrections, strict=True)
+        ][:4]
         return examples
 
     def get_batch_samples(
@@ -1115,6 +1119,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         if mode == "train" and "logps/correction" in logs:
             if self.args.log_completions and self.accelerator.is_main_process and self._examples_to_print:
                 self._print_examples()
+                log_examples(self, "completions", self._examples_to_print)
 
     def _print_examples(self):
         if not is_rich_available():
@@ -1123,7 +1128,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         from rich.table import Table
 
         table = Table("prompt", "response", "correction", title=f"Step {self.state.global_step}", show_lines=True)
-        for prompt, response, correction in self._examples_to_print:
+        for prompt, response, correction in (example.values() for example in self._examples_to_print):
             shown = "(unchanged)" if correction == response else "(none)" if correction is None else correction
             table.add_row(*(str(text)[-400:].replace("[", r"\[") for text in (message_text(prompt), response, shown)))
         Console().print(table)

@@ -14,9 +14,14 @@ _PUBLIC = {
     "SCORE_NUMBERS": "terminal",
     "SCORE_PANELS": "plots",
     "ReadableProgress": "terminal",
+    "check_trackers": "trackers",
     "command_line": "privacy",
+    "example_row": "edits",
     "examples_markdown": "edits",
+    "guard_trackers": "trackers",
     "installed_versions": "run_metrics",
+    "log_examples": "trackers",
+    "log_report": "trackers",
     "plot_before_after": "plots",
     "plot_edit_distribution": "plots",
     "plot_examples": "edits",
@@ -24,6 +29,7 @@ _PUBLIC = {
     "print_summary": "run_metrics",
     "publishable": "privacy",
     "redact_secrets": "privacy",
+    "run_pages": "trackers",
     "show_readable_progress": "terminal",
     "write_dataset": "corrections_dataset",
     "write_evaluation": "strategies_report",
@@ -38,7 +44,7 @@ __getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
     from .corrections_dataset import write_dataset  # noqa: F401
-    from .edits import examples_markdown, plot_examples  # noqa: F401
+    from .edits import example_row, examples_markdown, plot_examples  # noqa: F401
     from .model_card import write_model_card  # noqa: F401
     from .plots import (  # noqa: F401
         CORRECTION_OPTIMIZATION_PANELS,
@@ -59,3 +65,4 @@ if TYPE_CHECKING:
         ReadableProgress,
         show_readable_progress,
     )
+    from .trackers import check_trackers, guard_trackers, log_examples, log_report, run_pages  # noqa: F401

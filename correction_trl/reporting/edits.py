@@ -69,6 +69,29 @@ def examples_markdown(examples: Sequence[Mapping[str, Any]], limit: int = 5) -> 
     return "\n\n".join(parts)
 
 
+def example_row(example: Mapping[str, Any]) -> dict[str, str]:
+    """
+    An example of a correction as a row of a table: `prompt`, `response`, `correction` and `edits`, which has both
+    texts in one, as `git diff --word-diff` writes it: `[-removed-]{+put in+}`.
+
+    Args:
+        example (`dict`):
+            `{"prompt", "response", "correction"}`, as in [`examples_markdown`].
+
+    Returns:
+        `dict[str, str]`: whole texts, in which secrets are redacted.
+    """
+    prompt, response = _as_text(example["prompt"]), _as_text(example["response"])
+    row = {"prompt": prompt, "response": response, "correction": "(none)", "edits": "(none)"}
+    if example["correction"] is not None:
+        row["correction"] = correction = _as_text(example["correction"])
+        row["edits"] = "".join(
+            (f"[-{old}-]" if old else "") + (f"{{+{new}+}}" if new else "") if edited else old
+            for edited, old, new in _edit_blocks(response, correction)
+        )
+    return row
+
+
 def plot_examples(examples: Sequence[Mapping[str, Any]], path: str | os.PathLike, limit: int = 5) -> Path | None:
     """
     Draw examples of corrections: what the correction removed is struck and red, what it put in is underlined and

@@ -43,6 +43,7 @@ def write_model_card(
     command: str | None = None,
     usage: str | None = None,
     pipeline_tag: str = "text-generation",
+    run_pages: Mapping[str, str] | None = None,
 ) -> Path:
     """
     Write the model card, `README.md`, of a trained model or adapter. Its metadata hold the results after training as a
@@ -86,6 +87,8 @@ def write_model_card(
             Python code that uses the model. Defaults to a text-generation pipeline.
         pipeline_tag (`str`, *optional*, defaults to `"text-generation"`):
             Task of the model, as the Hub names it.
+        run_pages (`dict[str, str]`, *optional*):
+            The run's pages at trackers, by the tracker's name; see [`run_pages`].
 
     Returns:
         `Path` of the card.
@@ -156,6 +159,7 @@ def write_model_card(
         time=format_seconds(metrics["seconds"]) if is_number(metrics["seconds"]) else None,
         command=launched(metrics["command"] if command is None else command),
         versions=metrics["versions"],
+        run_pages=run_pages,
     )
     path = output_dir / "README.md"
     write_atomically(path, redact_secrets(without_run_directories(str(card), output_dir)))

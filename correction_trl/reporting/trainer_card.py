@@ -12,6 +12,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 from trl.trainer.utils import get_config_model_id
 
 from .privacy import command_line, upload_publishable
+from .trackers import run_pages
 
 
 # Of a checkpoint, what is used without training on; not the card that PEFT puts there
@@ -156,4 +157,5 @@ def card_facts(trainer: ModelCardMixin, hub_model_id: str | None) -> dict[str, A
         "usage": None if usage is None else usage.replace("{name}", hub_model_id or "path/to/this/folder"),
         "hub_model_id": hub_model_id,
         "peft": is_peft_model(trainer.model),
+        "run_pages": run_pages(trainer),
     }

@@ -35,6 +35,7 @@ from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.quantization import keep_trainable_on_cpu
 from ..policy.rollout import Rollouts
 from ..reporting.terminal import show_readable_progress
+from ..reporting.trackers import guard_trackers
 from .pairs import Transcript, evaluate_transcripts, make_pairs, sample_transcripts
 
 
@@ -263,6 +264,7 @@ def train_rounds(
             rounds=rounds,
         )
         show_readable_progress(trainer)
+        guard_trackers(trainer, keep_open=number == rounds, examples=done.before.examples if done.before else [])
         trainer.train(resume_from_checkpoint=checkpoint if number == resumed_round else None)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
