@@ -82,6 +82,7 @@ def main(script_args, teacher_args, training_args, model_args):
             seed=training_args.seed,
             rollouts=trainer.rollouts,
             missing_thoughts=training_args.missing_thoughts,
+            base_model=None if training_args.sync_ref_model else trainer.ref_model,
         )
 
     before = job.evaluate(trainer, "before", evaluation)

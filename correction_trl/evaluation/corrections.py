@@ -1,13 +1,15 @@
 """How good a policy's responses are, and how much correction they need: on problems that it was not trained on."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import use_adapter
 
 from ..data_utils import (
     NOT_FOR_THE_TEACHER,
@@ -42,6 +44,7 @@ def evaluate_corrections(
     top_k: int = 0,
     rollouts: Rollouts | None = None,
     missing_thoughts: str = "own",
+    base_model: PreTrainedModel | None = None,
 ) -> Evaluation:
     """
     Evaluate a policy on held-out prompts.
@@ -51,6 +54,11 @@ def evaluate_corrections(
     optimization minimises in expectation, `correction_amount` (log π(y|x) − log π(y'|x), nats),
     `correction_edit_ratio` (Levenshtein distance of the texts over the longer length), `logps/response`,
     `logps/correction` (nats) and `corrections/unchanged`.
+
+    Whether the text is still one is not seen by any of these. Three more keys of the sampled responses show it:
+    `fluency` (mean log-probability per token under the policy before training, nats: it falls where the text leaves
+    what the base would write), `distinct_2` (share of different ones among the pairs of neighbouring tokens; `None`
+    below two tokens) and `length` (tokens).
 
     All processes of a distributed run share the work and get the same result.
 
@@ -81,6 +89,9 @@ def evaluate_corrections(
             How responses are sampled; by default the fastest way that the model and the device allow.
         missing_thoughts (`str`, *optional*, defaults to `"own"`):
             As in [`CorrectionOptimizationConfig`]. A correction that cannot be completed counts as missing.
+        base_model ([`~transformers.PreTrainedModel`], *optional*):
+            The policy before training, for `fluency`; not needed for an adapter, which is switched off. Without either
+            there is no `fluency`.
 
     Returns:
         [`Evaluation`].
@@ -126,18 +137,24 @@ def evaluate_corrections(
         )
         with policy_for_generation(model):
             logps = sequence_log_probs(model, prompt_ids * 2, response_ids + correction_ids, tokenizer.pad_token_id)
+        with _before_training(model, base_model) as base:
+            base_logps = [None] * n_problems
+            if base is not None:
+                base_logps = sequence_log_probs(base, prompt_ids, response_ids, tokenizer.pad_token_id)
         for i in range(n_problems):
             record = {
                 "acc@t1": accuracy[i],
                 "acc@t1/sampled": sampled_accuracy[i],
                 **_needed_correction(responses[i], corrections[i], logps[i], logps[n_problems + i]),
+                **_drift(response_ids[i], base_logps[i]),
             }
             texts = {"prompt": prompts[i], "response": responses[i], "correction": corrections[i]}
             records.append((record, texts))
     if PartialState().num_processes > 1:
         records = gather_object(records)
 
-    without = ["acc@"] * (value_function is None) + ["correction"] * (teacher is None)
+    has_base = base_model is not None or is_peft_model(model)
+    without = ["acc@"] * (value_function is None) + ["correction"] * (teacher is None) + ["fluency"] * (not has_base)
     names = [name for name in records[0][0] if not any(part in name for part in without)]
     per_problem = {name: [record[name] for record, _ in records] for name in names}
     examples = [texts for _, texts in records if texts["correction"] not in (None, texts["response"])]
@@ -160,4 +177,27 @@ def _needed_correction(
         "logps/response": response_logp,
         "logps/correction": None if missing else correction_logp,
         "corrections/unchanged": None if missing else float(correction == response),
+    }
+
+
+@contextlib.contextmanager
+def _before_training(model: PreTrainedModel, base_model: PreTrainedModel | None):
+    """The policy before training, if there is one at hand."""
+    if base_model is not None:
+        with policy_for_generation(base_model):
+            yield base_model
+    elif is_peft_model(model):
+        with policy_for_generation(model), use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            yield model
+    else:
+        yield None
+
+
+def _drift(response_ids: list[int], base_logp: float | None) -> dict[str, float | None]:
+    """What shows that a text has been ruined, or that it has become another."""
+    pairs = list(zip(response_ids, response_ids[1:], strict=False))
+    return {
+        "fluency": None if base_logp is None else base_logp / len(response_ids),
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else None,
+        "length": float(len(response_ids)),
     }

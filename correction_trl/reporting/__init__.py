@@ -16,6 +16,7 @@ _PUBLIC = {
     "ReadableProgress": "terminal",
     "check_trackers": "trackers",
     "command_line": "privacy",
+    "drift_warning": "run_metrics",
     "example_row": "edits",
     "examples_markdown": "edits",
     "guard_trackers": "trackers",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
         plot_learning_curves,
     )
     from .privacy import command_line, publishable, redact_secrets  # noqa: F401
-    from .run_metrics import installed_versions, print_summary, write_metrics  # noqa: F401
+    from .run_metrics import drift_warning, installed_versions, print_summary, write_metrics  # noqa: F401
     from .run_report import write_report  # noqa: F401
     from .strategies_report import write_evaluation  # noqa: F401
     from .terminal import (  # noqa: F401

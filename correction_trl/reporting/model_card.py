@@ -147,6 +147,7 @@ def write_model_card(
             }
             for name in metrics["after"]
         ],
+        warnings=metrics.get("warnings", []),
         pictures=[
             (caption, _picture_link(picture, output_dir))
             for caption, picture in (pictures or {}).items()

@@ -282,7 +282,8 @@ def _axis_label(key: str) -> str:
         return "problems answered right (%)"
     if key.startswith("delta("):
         return "change between the two answers (% of all problems)"
-    return {"%": "share (%)", "nats": "nats", "": "value"}[metric_unit(key)]
+    unit = metric_unit(key)
+    return {"%": "share (%)", "nats/token": "nats per token", "": "value"}.get(unit, unit)
 
 
 def _draw_interval(axis, summary: Summary, row: float, scale: float, color: str, fill: str) -> None:

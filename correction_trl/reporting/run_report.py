@@ -17,7 +17,7 @@ from ..evaluation.evaluate import Evaluation, compare
 from .edits import plot_examples
 from .model_card import write_model_card
 from .plots import plot_before_after, plot_edit_distribution, plot_learning_curves
-from .run_metrics import print_summary, write_metrics, write_per_problem
+from .run_metrics import drift_warning, print_summary, write_metrics, write_per_problem
 
 
 def write_report(
@@ -85,6 +85,7 @@ def write_report(
             any_side.problems or range(n_problems),
             {side: found.per_problem for side, found in sides.items()},
         )
+    warning = drift_warning(before.metrics, after.metrics) if before is not None and after is not None else None
     metrics = write_metrics(
         output_dir / "metrics.json",
         before=before.metrics if before is not None else {},
@@ -93,6 +94,7 @@ def write_report(
         seconds=seconds,
         config=config,
         peak_memory_gib=_peak_memory_gib(),
+        **({} if warning is None else {"warnings": [warning]}),
         **(more or {}),
     )
     write_model_card(

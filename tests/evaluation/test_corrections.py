@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import build_model, build_tokenizer, edit_distance, teacher
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from correction_trl.evaluation.corrections import evaluate_corrections
@@ -72,7 +73,9 @@ def test_sequence_log_probs_equal_those_of_unpadded_forwards(model, positions):
 @pytest.mark.parametrize("fixture", ["plain_prompts", "chat_prompts"])
 def test_metrics_equal_a_naive_evaluation(model, tiny_tokenizer, sampled_ids, fixture, request):
     dataset = request.getfixturevalue(fixture).select(range(12))
-    evaluation = evaluate(model, tiny_tokenizer, dataset)
+    torch.manual_seed(1)
+    base = build_model(tiny_tokenizer).eval()
+    evaluation = evaluate(model, tiny_tokenizer, dataset, base_model=base)
     assert len(sampled_ids["sampled"]) == len(sampled_ids["greedy"]) == 12
     expected = {name: [] for name in evaluation.per_problem}
     for row, greedy, sampled in zip(dataset, sampled_ids["greedy"], sampled_ids["sampled"], strict=True):
@@ -94,10 +97,15 @@ def test_metrics_equal_a_naive_evaluation(model, tiny_tokenizer, sampled_ids, fi
         distance = edit_distance(list(text), list(row["answer"]))
         expected["correction_edit_ratio"].append(distance / max(len(text), len(row["answer"])))
         expected["corrections/unchanged"].append(float(text == row["answer"]))
+        expected["fluency"].append(naive_log_prob(base, prompt, sampled) / len(sampled))
+        pairs = [(sampled[i], sampled[i + 1]) for i in range(len(sampled) - 1)]
+        expected["distinct_2"].append(len(set(pairs)) / len(pairs) if pairs else None)
+        expected["length"].append(len(sampled))
     for name, values in expected.items():
         assert evaluation.per_problem[name] == pytest.approx(values, abs=1e-4), name
-        summary = evaluation.metrics[name]
-        assert summary["mean"] == pytest.approx(sum(values) / 12, abs=1e-4) and summary["n"] == 12
+        summary, values = evaluation.metrics[name], [value for value in values if value is not None]
+        assert summary["mean"] == pytest.approx(sum(values) / len(values), abs=1e-4)
+        assert summary["n"] == len(values) >= 10
         assert summary["low"] <= summary["mean"] <= summary["high"]
     assert set(expected) == set(evaluation.metrics)
     # Greedy means greedy, and the samples do vary
@@ -130,7 +138,9 @@ def test_without_a_value_function_there_is_no_accuracy_and_nothing_is_decoded_gr
 def test_without_a_teacher_responses_are_rated_but_not_corrected(model, tiny_tokenizer, plain_prompts):
     dataset = plain_prompts.select(range(4))
     evaluation = evaluate(model, tiny_tokenizer, dataset, teacher=None)
-    assert set(evaluation.metrics) == set(evaluation.per_problem) == {"acc@t1", "acc@t1/sampled", "logps/response"}
+    assert set(evaluation.metrics) == set(evaluation.per_problem) == {
+        "acc@t1", "acc@t1/sampled", "logps/response", "distinct_2", "length",
+    }  # fmt: skip
     taught = evaluate(model, tiny_tokenizer, dataset)
     assert evaluation.per_problem["acc@t1"] == taught.per_problem["acc@t1"]
     assert evaluation.per_problem["logps/response"] == pytest.approx(taught.per_problem["logps/response"], abs=1e-4)
@@ -228,6 +238,21 @@ def test_a_lower_temperature_gives_likelier_responses(model, tiny_tokenizer, pla
         for t in (1.0, 0.2)
     )
     assert cold.metrics["logps/response"]["low"] > hot.metrics["logps/response"]["high"]
+
+
+def test_fluency_is_what_the_model_without_its_adapter_thinks(model, tiny_tokenizer, plain_prompts):
+    dataset = plain_prompts.select(range(4))
+    before = evaluate(model, tiny_tokenizer, dataset)
+    assert "fluency" not in before.metrics  # nobody knows the model before training
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False, lora_alpha=64))
+    found = evaluate(adapted, tiny_tokenizer, dataset).per_problem
+    own = [logp / n for logp, n in zip(found["logps/response"], found["length"], strict=True)]
+    assert max(abs(a - b) for a, b in zip(found["fluency"], own, strict=True)) > 0.1
+    adapted.unload()
+    again = evaluate(model, tiny_tokenizer, dataset, base_model=model).per_problem
+    same = [logp / n for logp, n in zip(again["logps/response"], again["length"], strict=True)]
+    assert again["fluency"] == pytest.approx(same, abs=1e-5)
 
 
 def test_a_tokenizer_without_padding_will_do(model, tiny_tokenizer, plain_prompts):

@@ -163,6 +163,13 @@ class TestModelCard:
         assert "| metric |" not in text and "intervals" not in text and "\n\n\n" not in text
         assert ModelCard.load(path).data.eval_results is None
 
+    def test_a_warning_stands_below_the_table(self, tmp_path):
+        metrics = metrics_of(tmp_path / "m.json") | {"warnings": ["The responses have become 0.80 nats less likely."]}
+        text = self.card(tmp_path, metrics=metrics).read_text()
+        assert "\n\n**Warning.** The responses have become 0.80 nats less likely.\n\n" in text
+        assert text.index("| metric |") < text.index("**Warning.**") < text.index("## Usage")
+        assert "\n\n\n" not in text and "Warning" not in self.card(tmp_path).read_text()
+
     def test_mistakes_are_named(self, tmp_path):
         with pytest.raises(ValueError, match="picture .*gone.png does not exist"):
             self.card(tmp_path, pictures={"x": tmp_path / "gone.png"})

@@ -12,7 +12,7 @@ from rich.console import Console
 from small_run import AFTER, API_KEY, BEFORE, DIFFERENCE, FIRST, HUB_TOKEN, SECOND, metrics_of
 
 from correction_trl.evaluation.metrics import self_correction_metrics, summarize
-from correction_trl.reporting import installed_versions, print_summary, write_metrics
+from correction_trl.reporting import drift_warning, installed_versions, print_summary, write_metrics
 
 
 def printed(metrics, width=200, **kwargs):
@@ -158,3 +158,31 @@ class TestPrintSummary:
         assert "\x1b" not in out
         assert re.search(r"acc@t1 +50\.0% \[.*\] +66\.7% \[.*\] +\+16\.7 pp \[.*\] +6", out)
         assert f"Wrote {tmp_path / ('long' * 60)}" in out.splitlines()
+
+
+class TestDriftWarning:
+    def summaries(self, *fluencies):
+        return [{"fluency": summarize(values, rate=False)} for values in fluencies]
+
+    def test_text_that_the_base_finds_unlikely_is_said_in_numbers(self, tmp_path):
+        before, after = self.summaries([-1.5, -1.6, -1.55] * 5, [-2.3, -2.4, -2.35] * 5)
+        warning = drift_warning(before, after)
+        assert "0.80 nats per token less likely" in warning and "(-1.55 before, -2.35 after)" in warning
+        metrics = write_metrics(tmp_path / "m.json", before, after, seconds=1, config={}, warnings=[warning])
+        assert "Warning: The responses have become 0.80 nats" in printed(metrics, width=1000)
+        assert "fluency (nats/token)" in printed(metrics)
+
+    @pytest.mark.parametrize(
+        "after",
+        [
+            [-1.3, -1.4] * 5,  # likelier than before
+            [-1.9, -2.0] * 5,  # a small fall
+            [9.0, -14.0] * 2,  # a fall within the noise
+            [None] * 4,  # nothing was said
+        ],
+    )
+    def test_nothing_is_said_without_a_clear_fall(self, after):
+        assert drift_warning(*self.summaries([-1.5, -1.6, -1.55] * 5, after)) is None
+
+    def test_nothing_is_said_where_the_base_was_not_there(self):
+        assert drift_warning({"acc@t1": summarize([1])}, {"acc@t1": summarize([1])}) is None
