@@ -12,7 +12,7 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 
 from ..data_utils import message_text
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..functions import Prompt
 from ..rewards.answer_extraction import find_answer
 from ..rewards.common import after_thinking
@@ -37,6 +37,8 @@ PROPOSITION = (
     '"{condition}", then {mask} could also be "{prediction}". End with one word: CORRECT or INCORRECT.'
 )
 EXCLUDE = "{question} (The answer is likely not in list [{answers}])"
+GENERATE_PASSAGE = "Write a background document that helps to answer this question.\n\n{question}"
+READ_PASSAGES = "Passage: {passages}\n\nRefer to the passage above to answer this question.\n\nQuestion: {question}"
 
 
 def number_or_final_answer(response: str) -> str | None:
@@ -48,9 +50,9 @@ def number_or_final_answer(response: str) -> str | None:
     return answer
 
 
-def same_answer(a: str, b: str) -> bool:
-    """Whether two answers are the same number, or else the same text but for case and space."""
-    values = last_number(a), last_number(b)
+def same_answer(a: str, b: str, kind: str = "number") -> bool:
+    """Whether two answers are the same text but for case and space; or, to problems with numbers, the same number."""
+    values = (last_number(a), last_number(b)) if kind == "number" else (None,)
     return values[0] == values[1] if None not in values else a.lower().split() == b.lower().split()
 
 
@@ -67,18 +69,30 @@ def proco(
     verify: str = VERIFY,
     proposition: str | None = PROPOSITION,
     exclude: str = EXCLUDE,
+    passages: str | Callable[[str], list[str]] | None = None,
+    generate_passage: str = GENERATE_PASSAGE,
+    read_passages: str = READ_PASSAGES,
+    choices_column: str | None = None,
 ) -> Asking:
     """
     Answer; verify the answer by the key condition; where it is refuted, answer again without the refuted answers.
 
-    The strategy stops with an answer that is verified (`verified`), that the model gave before (`repeated`), that
-    cannot be verified because it has no answer to be found (`no answer`) or the reply names no condition (`no
-    verdict`), because the question has no condition to hide (`no key condition`), or after the last round.
+    With `passages` each answer, the first and every new one, is given from a passage of its own: GenRead's generated
+    document, or what a function retrieves. With `rounds: 0` that is GenRead, or retrieval, alone; so is the first
+    response of a trace.
 
-    Departures: the paper finds a number by the similarity of its sentence to what is asked and lets the model name an
-    entity or a concept; here both are found by rules (`key_conditions.py`) unless `ask_for_condition` is set. Its code
-    takes two names for the same if they differ in at most 5 letters, here in at most 5 and a quarter of the longer
-    one. Its code writes the question in lower case; here it stays as it is. The prompts are our own, without examples.
+    The strategy stops with an answer that is verified (`verified`), that the model gave before (`repeated`), that
+    cannot be verified because it has no answer to be found (`no answer`) or no check can be read (`no verdict`),
+    because the question has no condition to hide (`no key condition`), or after the last round. To an entity or a
+    concept a check that cannot be read goes on to the proposition, with "None" for what it named, as in the authors'
+    code.
+
+    Departures: the authors' code asks for the proposition first and compares names after it; here it is asked only
+    where the names differ, which decides the same with fewer tokens. The paper finds a number by the similarity of
+    its sentence to what is asked and lets the model name an entity or a concept; here both are found by rules
+    (`key_conditions.py`) unless `ask_for_condition` is set. The authors' code takes two names for the same if they
+    differ in at most 5 letters, here in at most 5 and a quarter of the longer one. It writes the question in lower
+    case; here it stays as it is. The prompts are our own, without examples.
 
     Args:
         chat ([`Chat`]):
@@ -105,9 +119,17 @@ def proco(
         proposition (`str`, *optional*):
             For entities and concepts: has the model judge a prediction that is not the hidden condition. `None`: such
             a prediction refutes the answer.
+        passages (`str` or `Callable`, *optional*):
+            `"generate"`: the model first writes a background document, as in GenRead. A function from a question to a
+            list of passages: retrieval. It gets the question of the round, which names the refuted answers.
+        generate_passage, read_passages (`str`, *optional*):
+            The texts that ask for the document, and for an answer from passages, with the places of the defaults.
+        choices_column (`str`, *optional*):
+            For multiple choice: the column with the texts of the choices in the order of their letters. An answer that
+            is a letter is named by its text, since a letter says nothing in a verification.
 
     Raises:
-        BadInput: If `kind` is unknown, or the problem lacks the column.
+        BadInput: If `kind` is unknown, the problem lacks a column, or the function of passages returns none.
 
     Example:
 
@@ -119,12 +141,26 @@ def proco(
     """
     if kind not in KINDS:
         raise BadInput(f"`kind={kind!r}` is no kind of key condition; use one of {', '.join(KINDS)}.")
-    extract_answer = extract_answer or (number_or_final_answer if kind == "number" else whole_text)
+    if isinstance(passages, str) and passages != "generate":
+        raise BadInput(f"`passages={passages!r}` is neither 'generate' nor a function 'module:function'.")
+    extract_answer = _answer_reader(problem, kind, extract_answer, choices_column)
     question = question_of(problem, question_column)
     trace = Trace()
-    talk = trace.open(chat, problem.prompt, chat_template_kwargs=problem.chat_template_kwargs)
-    response = yield talk
-    trace.answer(response)
+
+    def attempt(asked: str) -> Generator[Any, Any, str]:
+        if passages is not None:
+            if callable(passages):
+                found = _retrieved(passages, asked)
+            else:
+                found = yield _ask(chat, trace, problem, generate_passage.format(question=asked))
+                found = after_thinking(found).strip()
+            asked = read_passages.format(passages=found, question=asked)
+        prompt = problem.prompt if asked == question else _replace_question(problem.prompt, question, asked)
+        response = yield trace.open(chat, prompt, chat_template_kwargs=problem.chat_template_kwargs)
+        trace.answer(response)
+        return response
+
+    response = yield from attempt(question)
     condition, category = key_condition(question, kind, mask), None
     if ask_for_condition:
         reply = yield _ask(chat, trace, problem, identify.format(question=question, kind=kind))
@@ -136,17 +172,13 @@ def proco(
         answer = extract_answer(response)
         if answer is None:
             return trace.end("no answer")
-        if any(same_answer(answer, refuted) for refuted in answers):
+        if any(same_answer(answer, refuted, kind) for refuted in answers):
             return trace.end("repeated")
         verdict = yield from _verify(chat, trace, problem, condition, category, answer, verify, proposition)
         if verdict is not False:
             return trace.end("verified" if verdict else "no verdict")
         answers.append(answer)
-        again = _replace_question(
-            problem.prompt, question, exclude.format(question=question, answers=", ".join(answers))
-        )
-        response = yield trace.open(chat, again, chat_template_kwargs=problem.chat_template_kwargs)
-        trace.answer(response)
+        response = yield from attempt(exclude.format(question=question, answers=", ".join(answers)))
     return trace.end("last round")
 
 
@@ -162,6 +194,7 @@ def verify_by_key_condition(
     mask: str | None = None,
     verify: str = VERIFY,
     proposition: str | None = PROPOSITION,
+    choices_column: str | None = None,
 ) -> Generator[Any, Any, bool | None]:
     """
     ProCo's verification as a check for [`~inference.gated_revision`].
@@ -169,11 +202,10 @@ def verify_by_key_condition(
     Args:
         chat, trace, problem, response, talk:
             See `gated_revision.Check`.
-        kind, extract_answer, question_column, mask, verify, proposition:
+        kind, extract_answer, question_column, mask, verify, proposition, choices_column:
             See [`proco`]; `proposition=None` asks for none.
     """
-    extract_answer = extract_answer or (number_or_final_answer if kind == "number" else whole_text)
-    answer = extract_answer(response)
+    answer = _answer_reader(problem, kind, extract_answer, choices_column)(response)
     condition = key_condition(question_of(problem, question_column), kind, mask)
     if answer is None or condition is None:
         return None
@@ -212,6 +244,46 @@ def read_condition(
     return None if condition is None else (condition, named[-1][1].strip(" .()\"'") or None)
 
 
+def _answer_reader(
+    problem: Problem, kind: str, extract_answer: Callable[[str], str | None] | None, choices_column: str | None
+) -> Callable[[str], str | None]:
+    """From a response to its answer, as a verification shall name it."""
+    extract_answer = extract_answer or (number_or_final_answer if kind == "number" else whole_text)
+    if choices_column is None:
+        return extract_answer
+    choices = problem.columns.get(choices_column)
+    if not isinstance(choices, list | tuple) or not all(isinstance(text, str) for text in choices):
+        found = ", ".join(problem.columns) or "none"
+        raise BadInput(
+            f"`choices_column={choices_column!r}`: the dataset has no such column with a list of texts (its columns: "
+            f"{found})."
+        )
+    of_letter = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices, strict=False))
+
+    def named(response: str) -> str | None:
+        answer = extract_answer(response)
+        return of_letter.get(answer, answer)
+
+    return named
+
+
+def _retrieved(function: Callable[[str], list[str]], question: str) -> str:
+    """What a user's function finds for a question, as one text."""
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        passages = function(question)
+    except Exception as error:
+        reason = f"{type(error).__name__} on the question {question!r:.200}: {first_line(error)}"
+        raise BadInput(f"`passages`: {name!r} raised {reason}") from error
+    if not isinstance(passages, list | tuple) or not passages or not all(isinstance(text, str) for text in passages):
+        returned = "nothing" if passages is None or passages in ([], ()) else f"{passages!r:.80}"
+        raise BadInput(
+            f"`passages`: {name!r} returned {returned} for the question {question!r:.200}; it has to return a list "
+            'of texts, and [""] where it finds none.'
+        )
+    return "\n\n".join(passages)
+
+
 def _ask(chat: Chat, trace: Trace, problem: Problem, text: str) -> Conversation:
     """A conversation of its own, in the form of the problem's."""
     prompt = text if isinstance(problem.prompt, str) else [{"role": "user", "content": text}]
@@ -228,25 +300,23 @@ def _verify(
     verify: str,
     proposition: str | None,
 ) -> Generator[Any, Any, bool | None]:
-    """Whether the model finds the hidden condition from the answer; `None` if its reply names nothing."""
+    """Whether the model finds the hidden condition from the answer; `None` if no check can be read."""
     asked = {"masked_question": condition.masked_question, "mask": condition.mask, "answer": answer}
     category = "" if category is None else f" (The category of {condition.mask} is {category}.)"
     talk = _ask(chat, trace, problem, verify.format(**asked, category=category))
     n_cut_off = trace.cut_off
     reply = yield talk
-    if trace.cut_off > n_cut_off:  # its last line is half a thought
-        return None
-    prediction = read_prediction(reply, condition.mask)
+    # Where it is cut off, its last line is half a thought
+    prediction = "" if trace.cut_off > n_cut_off else read_prediction(reply, condition.mask)
     if condition.kind == "number":
         numbers = find_numbers(prediction)
         value = numbers[0].value if numbers else last_number(prediction)
         return None if value is None else value == condition.number
-    if not prediction:
-        return None
-    if same_phrase(prediction, condition.text):
+    if prediction and same_phrase(prediction, condition.text):
         return True
     if proposition is None:
-        return False
+        return False if prediction else None
+    prediction = prediction or "None"
     text = proposition.format(**asked, condition=condition.text, prediction=prediction)
     return read_verdict((yield _ask(chat, trace, problem, text)))
 

@@ -74,7 +74,7 @@ def key_condition(question: str, kind: str, mask: str | None = None) -> KeyCondi
             The question.
         kind (`str`):
             `"number"`: the number in the sentence that shares most with what is asked. `"entity"`: the last name,
-            title or year. `"concept"`: the longest phrase that reads like a noun. A question without an entity (those
+            title or date. `"concept"`: the longest phrase that reads like a noun. A question without an entity (those
             in lower case) is masked by its concept.
         mask (`str`, *optional*, defaults to `"[X]"`):
             What to put in its place. Where the question contains it, another one is taken.
@@ -409,9 +409,23 @@ _DETERMINERS = frozenset(
     "into near".split()
 )
 _NAME = r"[A-Z][\w'’.-]*[\w]|[A-Z]"
+_MONTH = (
+    r"(?:(?i:jan(?:uary)?|feb(?:ruary)?|apr(?:il)?|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)|Mar(?:ch)?|May)\b\.?"
+)
+_DATE = rf"""(?:
+    \d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}}\b)?
+  | {_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?\b(?!,\d|\s?%)(?:,?\s\d{{4}}\b)?
+  | {_MONTH},?\s\d{{4}}\b
+  | \d{{4}}-\d{{2}}-\d{{2}}\b
+  | \d{{1,2}}/\d{{1,2}}/\d{{2,4}}\b
+  | \d{{3}}0s\b
+  | \d{{1,2}}(?:st|nd|rd|th)[\s-][Cc]entury\b
+)"""
 _ENTITIES = re.compile(
     rf"""
     ["“](?P<quoted>[^"“”]+)["”]
+  | (?P<date>(?<![\w.,/:-]){_DATE})
   | (?P<name>(?<![\w'’])(?:{_NAME})(?:\s(?:(?:of|the|de|la|van|von|du|del|for)\s){{0,2}}(?:{_NAME}|\d+\b))*)
   | (?P<year>(?<![\w.,/:-])(?:1\d\d\d|20\d\d)(?![\w/:-]|[.,]\d))
     """,
@@ -427,8 +441,9 @@ def _content_words(text: str) -> set[str]:
 
 def find_entities(question: str) -> list[str]:
     """
-    Names, quoted titles and years of a question, the last one first (ProCo's fallback takes the last entity). Names
-    are told by their capitals; the capital that begins a sentence says nothing, so a single word there comes last.
+    Names, quoted titles, dates and years of a question, the last one first (ProCo's fallback takes the last entity).
+    Names are told by their capitals; the capital that begins a sentence says nothing, so a single word there comes
+    last.
 
     Args:
         question (`str`):

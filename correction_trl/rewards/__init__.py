@@ -22,6 +22,7 @@ _PUBLIC = {
     "LengthTerm": "composition",
     "MathProgram": "math_program",
     "NonToxicity": "toxicity",
+    "ShortAnswer": "short_answers",
     "SlotCoverage": "constraints",
     "WeightedSum": "composition",
     "WordListNonToxicity": "toxicity",
@@ -36,6 +37,7 @@ _PUBLIC = {
     "final_answer_accuracy": "final_answer",
     "final_answer_feedback": "final_answer",
     "find_answer": "answer_extraction",
+    "gold_answers": "short_answers",
     "gsm8k_accuracy": "final_answer",
     "gsm8k_answer": "answer_extraction",
     "humaneval_feedback": "code_tests",
@@ -49,6 +51,11 @@ _PUBLIC = {
     "missing_concepts": "constraints",
     "missing_slots": "constraints",
     "non_toxicity": "toxicity",
+    "normalize_short_answer": "short_answers",
+    "short_answer": "short_answers",
+    "short_answer_contains": "short_answers",
+    "short_answer_exact": "short_answers",
+    "short_answer_f1": "short_answers",
     "slot_coverage": "constraints",
     "toxicity_feedback": "toxicity",
     "word_list_feedback": "toxicity",
@@ -85,6 +92,15 @@ if TYPE_CHECKING:
     from .fluency import Fluency
     from .math_equality import answers_equal
     from .math_program import MathProgram, math_program_accuracy, math_program_feedback
+    from .short_answers import (
+        ShortAnswer,
+        gold_answers,
+        normalize_short_answer,
+        short_answer,
+        short_answer_contains,
+        short_answer_exact,
+        short_answer_f1,
+    )
     from .similarity import bag_similarity, edit_similarity, line_similarity, word_similarity
     from .toxicity import (
         NonToxicity,

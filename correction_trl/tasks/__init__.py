@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 # A module each, imported on first use
-__all__ = ["commongen"]
+__all__ = ["commongen", "commonsense_qa", "open_domain"]
 
 
 def __getattr__(name: str) -> ModuleType:

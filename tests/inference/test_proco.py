@@ -8,8 +8,24 @@ import pytest
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
-from correction_trl.inference import Problem, gated_revision, proco, run, verify_by_key_condition
-from correction_trl.inference._proco import EXCLUDE, IDENTIFY, PROPOSITION, VERIFY, read_prediction, same_phrase
+from correction_trl.inference import (
+    Problem,
+    gated_revision,
+    multiple_choice,
+    proco,
+    run,
+    verify_by_key_condition,
+)
+from correction_trl.inference._proco import (
+    EXCLUDE,
+    GENERATE_PASSAGE,
+    IDENTIFY,
+    PROPOSITION,
+    READ_PASSAGES,
+    VERIFY,
+    read_prediction,
+    same_phrase,
+)
 from correction_trl.inference.key_conditions import key_condition
 
 
@@ -154,9 +170,107 @@ class TestPhrases:
         assert chat.messages[1] == verification("the ocean", question.replace("jellyfish", "[X]"))
         assert trace.stop == "verified"
 
+    def test_a_check_that_cannot_be_read_goes_on_to_the_proposition(self):
+        """As the authors do, whose code then asks about "None"."""
+        put = PROPOSITION.format(
+            masked_question=self.MASKED, mask="[X]", answer="Gaudi", condition="Eiffel Tower", prediction="None"
+        )
+        for unreadable in ("", "<think>[X] refers to: the Eiffel", "[X] refers to: the Eiffel…"):
+            script = ["Gaudi", unreadable, "INCORRECT", "Sauvestre", "[X] refers to: Eiffel Tower"]
+            chat, trace = play(script, Problem(self.QUESTION), kind="entity")
+            assert chat.messages[2] == put and (trace.responses, trace.stop) == (["Gaudi", "Sauvestre"], "verified")
+        # Without a proposition, or where that cannot be read either, the answer stays
+        assert play(["Gaudi", ""], Problem(self.QUESTION), kind="entity", proposition=None)[1].stop == "no verdict"
+        assert play(["Gaudi", "", "Hm."], Problem(self.QUESTION), kind="entity")[1].stop == "no verdict"
+        assert play(["7", ""])[1].stop == "no verdict"  # a number has no proposition
+
+    def test_names_with_a_number_in_common_are_not_the_same_answer(self):
+        script = ["World War 2", "[X] is A", "INCORRECT", "Terminator 2", "[X] is B", "INCORRECT", "world war  2"]
+        _, trace = play(script, Problem(self.QUESTION), kind="entity")
+        assert (trace.responses[1:], trace.stop) == (["Terminator 2", "world war  2"], "repeated")
+
+    def test_a_letter_is_named_by_its_choice(self):
+        question = "Where would you find a jellyfish that has not been captured?"
+        problem = Problem(f"{question} (A) a tank (B) the sea", {"question": question, "texts": ["a tank", "the sea"]})
+        settings = {"kind": "concept", "question_column": "question", "choices_column": "texts"}
+        masked = question.replace("jellyfish", "[X]")
+        script = ["The answer is (A).", "[X] refers to: fish", "INCORRECT", "(B)", "[X] refers to: jellyfish"]
+        chat, trace = play(script, problem, extract_answer=multiple_choice, **settings)
+        assert chat.messages[1] == verification("a tank", masked) and chat.messages[4] == verification(
+            "the sea", masked
+        )
+        assert chat.messages[3] == f"{excluding('a tank', question=question)} (A) a tank (B) the sea"
+        assert trace.stop == "verified"
+        with pytest.raises(
+            BadInput, match="'text'`: the dataset has no such column with a list of texts .*question, texts"
+        ):
+            play(script, problem, **settings | {"choices_column": "text"})
+
     def test_an_unknown_kind_is_refused(self):
         with pytest.raises(BadInput, match="number, entity, concept"):
             play(["7"], kind="verb")
+
+
+class TestPassages:
+    QUESTION = "Who designed the Eiffel Tower?"
+    AGAIN = excluding("Gaudi", question=QUESTION)
+    PROMPT = f"{QUESTION} Answer with a name."
+
+    def read(self, passages, question):
+        return f"{READ_PASSAGES.format(passages=passages, question=question)} Answer with a name."
+
+    def play(self, script, **settings):
+        problem = Problem(self.PROMPT, {"question": self.QUESTION})
+        return play(script, problem, kind="entity", question_column="question", **settings)
+
+    def test_a_document_is_written_before_each_answer(self):
+        script = ["Gaudi built towers.", "Gaudi", "[X] is Sagrada", "INCORRECT"]
+        script += ["<think>Hm.</think>Sauvestre drew it.", "Sauvestre", "[X] is Eiffel Tower"]
+        chat, trace = self.play(script, passages="generate")
+        assert chat.messages[:2] == [
+            GENERATE_PASSAGE.format(question=self.QUESTION),
+            self.read("Gaudi built towers.", self.QUESTION),
+        ]
+        assert chat.messages[4:6] == [
+            GENERATE_PASSAGE.format(question=self.AGAIN),
+            self.read("Sauvestre drew it.", self.AGAIN),
+        ]
+        assert (trace.responses, trace.stop) == (["Gaudi", "Sauvestre"], "verified")
+        assert trace.tokens[0] == len("Gaudi built towers.") + len("Gaudi")
+        # GenRead alone
+        _, trace = self.play(["Gaudi built towers.", "Gaudi"], passages="generate", rounds=0)
+        assert (trace.responses, trace.replies) == (["Gaudi"], 2)
+
+    def test_passages_are_retrieved_for_each_answer(self):
+        asked = []
+
+        def search(question):
+            asked.append(question)
+            return ["One.", "Two."]
+
+        chat, trace = self.play(["Gaudi", "[X] is Sagrada", "INCORRECT", "Gaudi"], passages=search)
+        assert asked == [self.QUESTION, self.AGAIN]
+        assert chat.messages[0] == self.read("One.\n\nTwo.", self.QUESTION)
+        assert chat.messages[3] == self.read("One.\n\nTwo.", self.AGAIN)
+        chat, _ = self.play(["Gaudi", "[X] is the Eiffel Tower"], passages=lambda question: [""])
+        assert chat.messages[0] == self.read("", self.QUESTION)  # said to be none
+
+    @pytest.mark.parametrize("found", [None, [], "One.", [1], [None]])
+    def test_a_function_that_returns_nothing_is_one_sentence(self, found):
+        def search(question):
+            return found
+
+        sentence = (
+            "`passages`: 'search' returned (nothing|'One.'|.1.|.None.) for the question 'Who designed .*; it has to "
+        )
+        with pytest.raises(BadInput, match=sentence):
+            self.play(["Gaudi"], passages=search)
+
+    def test_a_function_that_fails_names_the_question(self):
+        with pytest.raises(BadInput, match="'<lambda>' raised ZeroDivisionError on the question 'Who designed"):
+            self.play(["Gaudi"], passages=lambda question: 1 / 0)
+        with pytest.raises(BadInput, match="'search'` is neither 'generate' nor a function"):
+            self.play(["Gaudi"], passages="search")
 
 
 @pytest.mark.parametrize(
