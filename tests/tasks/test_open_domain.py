@@ -121,7 +121,7 @@ def play(rows, model, strategy):
     traces = run([strategy(chat, Problem.of(row)) for row in rows])
     return chat, evaluate_traces(
         rows, {(i, 0): trace for i, trace in enumerate(traces)}, open_domain.exact_match,
-        extract_answer=open_domain.answer, n_turns=2,
+        extract_answer=open_domain.answer, n_turns=2, table_function=open_domain.table,
     )  # fmt: skip
 
 
@@ -148,6 +148,8 @@ def test_the_configured_run_reads_documents_verifies_and_corrects(rows):
 
     chat, found = play(rows, model, strategies(controls=False)["proco"])
     assert found.metrics["acc@t1"]["mean"] == 0 and found.metrics["acc@t2"]["mean"] == 1
+    assert found.table == ["f1@t1", "contains@t1", "f1@t2", "contains@t2"]
+    assert [found.metrics[key]["mean"] for key in found.table] == [0, 0, 1, 1]
     assert found.counts["stop: verified"] == len(rows)
     assert len(chat.asked) == 7 * len(rows)  # document, answer, check, proposition, document, answer, check
 
