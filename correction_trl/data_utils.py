@@ -357,6 +357,19 @@ def public_name(name: str | None, default: str | None = None) -> str | None:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
+def file_loader(path: Path) -> str:
+    """
+    What [`~datasets.load_dataset`] calls the kind of a file.
+
+    Raises:
+        BadInput: If it is none that can be read.
+    """
+    loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    if loader is None:
+        raise BadInput(f"{path}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
+    return loader
+
+
 def load_split(
     name: str,
     config: str | None,
@@ -386,9 +399,7 @@ def load_split(
     """
     path = Path(name)
     if path.is_file():
-        loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
-        if loader is None:
-            raise BadInput(f"{name}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
+        loader = file_loader(path)
         if path.stat().st_size == 0:
             raise BadInput(f"{name}: the file is empty.")
         try:
@@ -409,11 +420,11 @@ def load_split(
                 )
             dataset = dataset[split]
     if data_function is not None:
-        dataset = _prepared(dataset, name, data_function)
+        dataset = prepare(dataset, name, data_function)
     return dataset if max_rows is None else dataset.select(range(min(max_rows, len(dataset))))
 
 
-def _prepared(dataset: Dataset, name: str, data_function: Callable) -> Dataset:
+def prepare(dataset: Dataset, name: str, data_function: Callable) -> Dataset:
     """The dataset that a `data_function` makes of a split."""
     called = f"`data_function` {getattr(data_function, '__name__', type(data_function).__name__)!r}"
     try:

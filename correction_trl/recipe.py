@@ -25,12 +25,14 @@ import yaml
 from huggingface_hub import HfApi
 from transformers import AutoConfig
 from trl import ModelConfig, TrlParser
+from trl.scripts.utils import DatasetConfig
 
 from .carry_addition import embedded_path
 from .checkpoints import checkpoint_to_resume_from, full_disk, owned
-from .data_utils import load_split, public_name, with_prompts
+from .data_utils import load_split, prepare, public_name, with_prompts
 from .errors import BadInput, TeacherFailed, first_line
 from .functions import import_function, with_settings
+from .mixtures import load_mixture, read_mixture
 
 
 if TYPE_CHECKING:
@@ -93,6 +95,11 @@ class DataArguments:
         metadata={"help": "For data without a column `prompt`: a user's message with {column} in it; {{ is a brace."},
     )
 
+    @property
+    def embedded(self) -> bool:
+        """Whether no data are named, and the embedded task is used."""
+        return self.dataset_name is None
+
     def load(self, name: str, split: str, max_rows: int | None = None) -> "Dataset":
         """
         A split, prepared by `data_function` and `prompt_template`.
@@ -126,6 +133,13 @@ class EvaluationDataArguments(DataArguments):
 class ScriptArguments(EvaluationDataArguments):
     """The data of a training recipe, which is evaluated before and after; a recipe adds its own arguments to them."""
 
+    datasets: list[DatasetConfig] | None = field(
+        default=None,
+        metadata={
+            "help": "In place of `dataset_name`, several datasets as one, as in TRL: a list of {path, name, split, "
+            "columns, fraction, data_dir, data_files}; fractions are shares of the mixture."
+        },
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_validation_split: str = field(
         default="validation", metadata={"help": "Split for the trainer's evaluations, with `eval_strategy`."}
@@ -145,6 +159,33 @@ class ScriptArguments(EvaluationDataArguments):
     save_on_signal: bool = field(
         default=False, metadata={"help": "At SIGTERM or Ctrl-C, finish the update, save a checkpoint and end."}
     )
+
+    def __post_init__(self):
+        if self.datasets is None:
+            return
+        self.datasets = read_mixture(self.datasets)
+        for name in ("dataset_name", "dataset_config", "train_rows"):
+            if getattr(self, name) is not None:
+                raise BadInput(
+                    f"`datasets` says what is trained on, and so does `{name}`; leave one of them out. A part of a "
+                    "dataset is `split: train[:1000]`; the test problems are in `test_dataset_name`."
+                )
+
+    @property
+    def embedded(self) -> bool:
+        return self.dataset_name is None and self.datasets is None
+
+    def load_mixture(self) -> "Dataset":
+        """
+        `datasets` as one, prepared by `data_function` and `prompt_template`.
+
+        Raises:
+            BadInput: From [`~mixtures.load_mixture`], [`~data_utils.prepare`] and [`~data_utils.with_prompts`].
+        """
+        mixture, function = load_mixture(self.datasets), named_function(self, "data_function")
+        if function is not None:
+            mixture = prepare(mixture, "datasets", function)
+        return with_prompts(mixture, self.prompt_template) if self.prompt_template else mixture
 
 
 def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
@@ -461,7 +502,7 @@ class TrainingRun:
             The splits; `validation` only with `eval_strategy`, `test` only where there is one.
         embedded (`bool`):
             Whether the embedded task is trained on.
-        model_name, dataset_name (`str`):
+        model_name (`str`), dataset_name (`str` or, for a mixture, `list[str]`):
             Hub ids or paths.
 
     Raises:
@@ -483,24 +524,32 @@ class TrainingRun:
 
             check_trackers(training_args.report_to, training_args.model_init_kwargs)
         self._push_to, self._token = take_over_push(training_args)
-        self.embedded = script_args.dataset_name is None
-        self.dataset_name = embedded_path("carry_addition") if self.embedded else script_args.dataset_name
+        self.embedded = script_args.embedded
         self.model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
-
-        data = self.dataset_name
-        self.train = script_args.load(data, script_args.dataset_train_split, script_args.train_rows)
-        is_file = Path(data).is_file()  # which holds what is trained on, and nothing else
-        self.validation = None
+        self.dataset_name, elsewhere = script_args.dataset_name, script_args.test_dataset_name
+        if self.embedded:
+            self.dataset_name = embedded_path("carry_addition")
+        if script_args.datasets is not None:
+            self.dataset_name = list(dict.fromkeys(dataset.path for dataset in script_args.datasets))
+            self.train, rest = script_args.load_mixture(), elsewhere
+        else:
+            data = self.dataset_name
+            self.train = script_args.load(data, script_args.dataset_train_split, script_args.train_rows)
+            rest = None if Path(data).is_file() else data  # a file holds what is trained on, and nothing else
+        self.validation = self.test = None
         if training_args.eval_strategy != "no":
-            if is_file:
+            if rest is None:
                 raise BadInput(
-                    f"`eval_strategy` is set, but all of the file {data} is trained on; give a folder or a Hub "
+                    f"`eval_strategy` is set, but all of {self._data_name()} is trained on; give a folder or a Hub "
                     "dataset with a validation split, or set `eval_strategy: 'no'`."
                 )
-            self.validation = script_args.load(data, script_args.dataset_validation_split)
-        self.test, name = None, script_args.test_dataset_name or (None if is_file else data)
-        if name is not None:
-            self.test = script_args.load(name, script_args.dataset_test_split, script_args.test_rows)
+            self.validation = script_args.load(rest, script_args.dataset_validation_split)
+        if (elsewhere or rest) is not None:
+            self.test = script_args.load(elsewhere or rest, script_args.dataset_test_split, script_args.test_rows)
+
+    def _data_name(self) -> str:
+        names = [self.dataset_name] if isinstance(self.dataset_name, str) else self.dataset_name
+        return " + ".join(public_name(name) for name in names)
 
     def function(self, setting: str, embedded: str | None = None, required: bool = False) -> Callable | None:
         """[`named_function`] of the recipe's own arguments."""
@@ -605,7 +654,7 @@ class TrainingRun:
     def summary(self, n_rows: int) -> str:
         """One line: what is trained on what."""
         n_test = "not evaluated (no test problems)" if self.test is None else f"{len(self.test)} test problems"
-        return f"{public_name(self.model_name)} on {public_name(self.dataset_name)}: {n_rows} rows, {n_test}"
+        return f"{public_name(self.model_name)} on {self._data_name()}: {n_rows} rows, {n_test}"
 
     def finish(
         self,
@@ -695,7 +744,7 @@ def named_function(
     Raises:
         BadInput: If it is required and not given, does not exist, or has no such settings.
     """
-    if arguments.dataset_name is None and getattr(arguments, setting) is None:
+    if arguments.embedded and getattr(arguments, setting) is None:
         setattr(arguments, setting, embedded)
     name = getattr(arguments, setting)
     if name is None and required:

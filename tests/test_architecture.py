@@ -19,7 +19,7 @@ FLOORS = [
     {"errors", "faces", "cli"},
     {"functions", "checkpoints", "signals"},
     {"data_utils", "chat_server"},
-    {"carry_addition", "policy"},
+    {"carry_addition", "mixtures", "policy"},
     {"sandbox"},
     {"rewards"},
     {"teachers", "inference"},

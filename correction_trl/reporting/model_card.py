@@ -31,7 +31,7 @@ def write_model_card(
     *,
     model_name: str,
     base_model: str | None,
-    dataset_name: str | None,
+    dataset_name: str | Sequence[str] | None,
     method: Mapping[str, Any],
     metrics: Mapping[str, Any],
     pictures: Mapping[str, str | os.PathLike | None] | None = None,
@@ -61,8 +61,8 @@ def write_model_card(
             Name of the trained model.
         base_model (`str` or `None`):
             Hub id or local path of the model that was trained.
-        dataset_name (`str` or `None`):
-            Hub id or local path of the training data.
+        dataset_name (`str` or `list[str]` or `None`):
+            Hub id or local path of the training data, or of each part of a mixture.
         method (`dict`):
             `name`, and optionally `tag` (defaults to the name in lower case with dashes), `paper_title` and `paper_id`
             (arXiv number), `url` (where the method is described, if not in a paper), `citation` (BibTeX),
@@ -102,11 +102,12 @@ def write_model_card(
         problem = f"has the unknown keys {unknown}" if "name" in method else "lacks `name`"
         raise ValueError(f"`method` {problem}; it takes {sorted(_METHOD_KEYS)}.")
     method_tag = method.get("tag") or re.sub(r"[^a-z0-9]+", "-", method["name"].lower()).strip("-")
-    dataset_id = dataset_name if is_hub_id(dataset_name) else None
+    datasets = [dataset_name] if isinstance(dataset_name, str) else list(dataset_name or ())
+    hub_datasets, measured_on = _named(datasets)
 
     card_data = ModelCardData(
         base_model=base_model if is_hub_id(base_model) else None,
-        datasets=dataset_id,
+        datasets=hub_datasets,
         library_name="peft" if peft else "transformers",
         license=license,
         model_name=model_name,
@@ -115,8 +116,7 @@ def write_model_card(
         eval_results=[
             EvalResult(
                 task_type=pipeline_tag,
-                dataset_type=dataset_id or "custom",
-                dataset_name=public_name(dataset_name) or "evaluation problems",
+                **measured_on,
                 metric_type=name,
                 metric_name=f"{name}: {METRIC_DESCRIPTIONS[name]}" if name in METRIC_DESCRIPTIONS else name,
                 metric_value=round(summary["mean"], 6),
@@ -132,7 +132,7 @@ def write_model_card(
         template_path=str(Path(__file__).parents[1] / "templates" / "model_card.md"),
         model_name=model_name,
         base_model=_link(base_model, "https://huggingface.co/"),
-        dataset=_link(dataset_name, "https://huggingface.co/datasets/"),
+        dataset=", ".join(_link(name, "https://huggingface.co/datasets/") for name in datasets),
         method=method,
         peft=peft,
         results=[
@@ -165,6 +165,15 @@ def write_model_card(
     path = output_dir / "README.md"
     write_atomically(path, redact_secrets(without_run_directories(str(card), output_dir)))
     return path
+
+
+def _named(datasets: Sequence[str]) -> tuple[list[str] | str | None, dict[str, str]]:
+    """The ids that the card's metadata name, and what the results are said to be measured on: of a mixture, none."""
+    hub_ids = [name for name in datasets if is_hub_id(name)]
+    if len(datasets) != 1:
+        return hub_ids or None, {"dataset_type": "custom", "dataset_name": "evaluation problems"}
+    hub_id = hub_ids[0] if hub_ids else None
+    return hub_id, {"dataset_type": hub_id or "custom", "dataset_name": public_name(datasets[0])}
 
 
 def _link(name: str | None, prefix: str) -> str | None:

@@ -106,6 +106,15 @@ class TestModelCard:
         assert data.eval_results[0].dataset_type == "custom" and data.eval_results[0].dataset_name == "base"
         assert "`base` (local), trained with" in path.read_text()
 
+    def test_a_mixture_names_all_its_parts_and_none_as_what_was_measured_on(self, tmp_path):
+        path = self.card(tmp_path / "out", dataset_name=["me/one", f"{tmp_path}/two.jsonl", "me/three"])
+        data = ModelCard.load(path).data
+        assert data.datasets == ["me/one", "me/three"]
+        assert data.eval_results[0].dataset_type == "custom"
+        assert data.eval_results[0].dataset_name == "evaluation problems"
+        text = path.read_text()
+        assert "on [me/one](https://huggingface.co/datasets/me/one), `two.jsonl` (local), [me/three](" in text
+
     def test_no_secret_and_no_local_path(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", "/home/ada")
