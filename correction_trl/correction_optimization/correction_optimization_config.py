@@ -330,6 +330,25 @@ class CorrectionOptimizationConfig(DPOConfig):
         for name, values in choices.items():
             if getattr(self, name) not in values:
                 raise BadInput(f"`{name}={getattr(self, name)!r}` must be one of {', '.join(map(repr, values))}.")
+        self._check_loss()
+        if self.overlap_teacher and not self.max_staleness:
+            raise BadInput(
+                "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
+                "sampled before."
+            )
+        for name in ("max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
+                     "generation_batch_size", "max_staleness"):  # fmt: skip
+            value, least = getattr(self, name), 0 if name == "max_staleness" else 1
+            if value is not None and value < least:
+                raise BadInput(f"`{name}={value}` must be at least {least}.")
+        if self.temperature <= 0:
+            raise BadInput(
+                f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
+            )
+        make_length_prior(self.length_prior, PRIOR_WEIGHTS[self.loss_type])
+
+    def _check_loss(self):
+        """What a loss is given, and whether it has a use for it."""
         if not self.beta > 0:  # NaN is not
             raise BadInput(f"`beta={self.beta}` must be positive; for the bare log-ratio set `loss_type: linear`.")
         if not self.nll_weight >= 0:
@@ -357,21 +376,6 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
         if self.ddpo_gamma <= 0:
             raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
-        if self.overlap_teacher and not self.max_staleness:
-            raise BadInput(
-                "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
-                "sampled before."
-            )
-        for name in ("max_completion_length", "per_device_train_batch_size", "gradient_accumulation_steps",
-                     "generation_batch_size", "max_staleness"):  # fmt: skip
-            value, least = getattr(self, name), 0 if name == "max_staleness" else 1
-            if value is not None and value < least:
-                raise BadInput(f"`{name}={value}` must be at least {least}.")
-        if self.temperature <= 0:
-            raise BadInput(
-                f"`temperature={self.temperature}` must be positive; on-policy responses are samples of the policy."
-            )
-        make_length_prior(self.length_prior, PRIOR_WEIGHTS[self.loss_type])
 
     def _check_sft(self):
         """Fine-tuning on the corrections has no use for what concerns the response."""

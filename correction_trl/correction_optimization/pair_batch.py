@@ -245,25 +245,7 @@ class PairCollator:
             numbers["sampled_at"] = [example["sampled_at"] for example in examples]
 
         pairs = self.pairs(examples) if "chosen_ids" in examples[0] else None
-        # What the model gets: y' alone (B, T), R packed rows (R, T), or two rows per pair (2 B, T), all chosen ones
-        # first
-        if pairs is not None and self.args.loss_type == "sft":
-            rows = self.collator([{**example, "rejected_ids": example["chosen_ids"]} for example in examples])
-            batch = {name: values[: len(pairs)] for name, values in rows.items()}
-            batch["n_tokens"] = batch["attention_mask"].sum(1).float()
-            batch["response_mask"] = pad([torch.ones(len(p["response_ids"])) for p in pairs], padding_value=0)
-        elif pairs is not None and self._pack(pairs):
-            batch = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
-            for name in ("ref_chosen_logps", "ref_rejected_logps"):
-                if name in examples[0]:
-                    numbers[name] = [example[name] for example in examples]
-            numbers["n_tokens"] = [
-                2 * len(pair["prompt_ids"]) + len(pair["response_ids"]) + len(pair["correction_ids"]) for pair in pairs
-            ]
-        else:
-            batch = dict(self.collator(examples))
-            chosen, rejected = batch["attention_mask"].sum(1).chunk(2)
-            batch["n_tokens"] = (chosen + rejected).float()
+        batch = self._rows(examples, pairs)
         # What has one row per pair, (B,) and for "values" (B, F, 2), comes first: accelerate takes the size of a batch
         # from its first tensor, and packed rows can be fewer than pairs
         numbers = {key: torch.tensor(values, dtype=torch.float32) for key, values in numbers.items()}
@@ -273,6 +255,29 @@ class PairCollator:
             for name, side in (("response", 0), ("correction", 1)):
                 batch[f"{name}_marked"] = pad([torch.tensor(of_pair[side]) for of_pair in marked], padding_value=0)
         return batch
+
+    def _rows(self, examples: list[dict[str, Any]], pairs: list[dict[str, list[int]]] | None) -> dict[str, Any]:
+        """What the model gets: y' alone (B, T), R packed rows (R, T), or two rows per pair (2 B, T), all chosen ones
+        first; and `n_tokens`, (B,)."""
+        if pairs is not None and self.args.loss_type == "sft":
+            rows = self.collator([{**example, "rejected_ids": example["chosen_ids"]} for example in examples])
+            rows = {name: values[: len(pairs)] for name, values in rows.items()}
+            rows["n_tokens"] = rows["attention_mask"].sum(1).float()
+            rows["response_mask"] = pad([torch.ones(len(pair["response_ids"])) for pair in pairs], padding_value=0)
+        elif pairs is not None and self._pack(pairs):
+            rows = pack_pairs(pairs, self.collator.pad_token_id, pad_to_multiple_of=self.args.pad_to_multiple_of)
+            for name in ("ref_chosen_logps", "ref_rejected_logps"):
+                if name in examples[0]:
+                    rows[name] = torch.tensor([example[name] for example in examples], dtype=torch.float32)
+            rows["n_tokens"] = torch.tensor(
+                [2.0 * len(pair["prompt_ids"]) + len(pair["response_ids"]) + len(pair["correction_ids"])
+                 for pair in pairs]
+            )  # fmt: skip
+        else:
+            rows = dict(self.collator(examples))
+            chosen, rejected = rows["attention_mask"].sum(1).chunk(2)
+            rows["n_tokens"] = (chosen + rejected).float()
+        return rows
 
     def _marked_tokens(self, response_ids: list[int], correction_ids: list[int]) -> tuple[list[int], list[int]]:
         """The tokens that `ddpo` weighs more, or those that get credit."""
