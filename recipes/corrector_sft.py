@@ -38,6 +38,9 @@ class CorrectorScriptArguments(ScriptArguments):
     feedback_function: str | None = field(
         default=None, metadata={"help": "`module:function` that comments on responses, in training and evaluation."}
     )
+    pair_feedback_function: str | None = field(
+        default=None, metadata={"help": "`module:function` that comments on pairs, in training: it sees y', too."}
+    )
     generator_name_or_path: str | None = field(
         default=None, metadata={"help": "Model that answers first. By default the model before training."}
     )
@@ -57,6 +60,7 @@ def main(script_args, training_args, model_args):
             "value_function", embedded="correction_trl.carry_addition:right_digits", required=True
         ),
         feedback_function=job.function("feedback_function"),
+        pair_feedback_function=job.function("pair_feedback_function"),
         generator=script_args.generator_name_or_path,
         **job.trainer_kwargs(CORRECTOR_SFT_NUMBERS),
     )

@@ -130,6 +130,10 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             For loading `model` quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
+        pair_feedback_function (`Callable`, *optional*):
+            f(y, y'): called with `corrections` as well, the better responses of the pairs, and read in training in
+            place of f(y), where the paper's feedback tells what changes. At test time, and in explorations, there is
+            no y' yet and `feedback_function` speaks.
 
     Raises:
         BadInput: If the data, the functions or the settings cannot work together; the message names the row, the
@@ -167,6 +171,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         callbacks: list[TrainerCallback] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        pair_feedback_function: Callable | None = None,
     ):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -176,7 +181,9 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         check_model_to_train(model, peft_config, processing_class)
         _check_inputs(args, train_dataset, value_function, feedback_function, generator)
         self._has_generations = "generations" in train_dataset.column_names
+        _check_pair_feedback(pair_feedback_function, train_dataset.column_names)
         self.value_function, self.feedback_function = value_function, feedback_function
+        self.pair_feedback_function = pair_feedback_function
         self._generator, self._generator_tokenizer = generator, generator_processing_class
         self._quantization_config = quantization_config
         super().__init__(
@@ -269,7 +276,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             self._tokenizer, stop_ids, conversational, args.message_template, args.chat_template_kwargs
         )
         if args.show_response:  # what is wrong with a template is said before anything is sampled
-            self.corrector_prompt([], [], None if self.feedback_function is None else "feedback")
+            told = self.feedback_function or self.pair_feedback_function
+            self.corrector_prompt([], [], None if told is None else "feedback")
 
     def _make_sampler(
         self, model, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, trainer: Trainer | None = None
@@ -504,14 +512,34 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
 
     def _examples(self, hypotheses: list[int], targets: list[int]) -> list[dict[str, list[int]]]:
         prompts = self._prompt_ids(self.pool.prompt[hypotheses].tolist())
+        feedback = self._feedback_on_pairs(hypotheses, targets)
         examples = []
-        for ids, hypothesis, target in zip(prompts, hypotheses, targets, strict=True):
+        for ids, hypothesis, target, told in zip(prompts, hypotheses, targets, feedback, strict=True):
             if self.args.show_response:
-                ids = self.corrector_prompt(ids, self.pool.ids(hypothesis), self.pool.feedback[hypothesis])
+                ids = self.corrector_prompt(ids, self.pool.ids(hypothesis), told)
             correction = self.pool.ids(target)
             # The loss is on y' alone, not on x, y and the instruction
             examples.append({"input_ids": [*ids, *correction], "labels": [-100] * len(ids) + correction})
         return examples
+
+    def _feedback_on_pairs(self, hypotheses: list[int], targets: list[int]) -> list[str | None]:
+        """What the corrector is told of each pair: f(y), or what a function says that sees y' as well."""
+        if self.pair_feedback_function is None:
+            return [self.pool.feedback[i] for i in hypotheses]
+        prompts, columns = self._rows(self.pool.prompt[hypotheses].tolist())
+        responses, corrections = ([self.pool.text[i] for i in of] for of in (hypotheses, targets))
+        columns["corrections"] = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, corrections, strict=True)
+        ]
+        feedback, problems = try_feedback_function(self.pair_feedback_function, prompts, responses, columns)
+        if problems:
+            warnings.warn(
+                f"Step {self.state.global_step}: {len(problems)} of {len(feedback)} pairs got no feedback. The first: "
+                f"{problems[0]}",
+                stacklevel=2,
+            )
+        return feedback
 
     # ------------------------------------------------------------------ evaluation and card
 
@@ -563,6 +591,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
 
     def card_notes(self) -> dict[str, Any]:
         args, feedback = self.args, self.feedback_function
+        feedback = self.pair_feedback_function or feedback
         comments = "none" if feedback is None else getattr(feedback, "__name__", type(feedback).__name__)
         notes = {
             "description": "It corrects responses: it minimises -log p(y'|y, x, f(y)) on pairs of responses y, y' to "
@@ -637,9 +666,21 @@ def _check_inputs(
         raise BadInput("`split_batches` is not supported: every process draws its own share of the pairs.")
 
 
-def _check_arguments(setting: str, function: Callable, columns: list[str]) -> None:
+def _check_pair_feedback(function: Callable | None, columns: list[str]) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise BadInput("`pair_feedback_function` must be a function that returns one text per pair.")
+    if "corrections" in columns:
+        raise BadInput(
+            "`train_dataset`: rename the column 'corrections'; `pair_feedback_function` gets an argument of that name."
+        )
+    _check_arguments("pair_feedback_function", function, columns, corrections=[])
+
+
+def _check_arguments(setting: str, function: Callable, columns: list[str], **more: list) -> None:
     """See that a function can be called with the columns of the dataset, before anything is sampled for it."""
-    arguments = {column: [] for column in columns if column not in NOT_FOR_FUNCTIONS}
+    arguments = {column: [] for column in columns if column not in NOT_FOR_FUNCTIONS} | more
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C do not tell

@@ -9,10 +9,14 @@ from ..faces import lazy_face
 _PUBLIC = {
     "Evaluation": "evaluate",
     "attack_success": "attacks",
+    "distinct": "measures",
     "evaluate_attempts": "attempts",
     "evaluate_corrections": "corrections",
     "evaluate_corrector": "corrector",
     "evaluate_traces": "evaluate",
+    "fluency_column": "measures",
+    "mean_of": "measures",
+    "values_of_samples": "measures",
 }
 
 __all__ = [*_PUBLIC]
@@ -25,3 +29,4 @@ if TYPE_CHECKING:
     from .corrections import evaluate_corrections  # noqa: F401
     from .corrector import evaluate_corrector  # noqa: F401
     from .evaluate import Evaluation, evaluate_traces  # noqa: F401
+    from .measures import distinct, fluency_column, mean_of, values_of_samples  # noqa: F401

@@ -30,8 +30,8 @@ from .trace_store import model_version
 
 # What the traces of every strategy depend on: a run with another setting starts anew, the earlier traces stay
 _OF_TRACES = (
-    "turns", "instruction", "extract_answer", "check", "temperature", "control_temperature", "max_completion_length",
-    "top_p", "top_k", "seed",
+    "turns", "instruction", "extract_answer", "check", "feedback_function", "temperature", "control_temperature",
+    "max_completion_length", "top_p", "top_k", "seed",
 )  # fmt: skip
 
 
@@ -64,6 +64,9 @@ class InferenceArguments:
         metadata={"help": "Decides, for `gated_revision`, whether to revise: a name, or `module:function`."},
     )
     corrector: str | None = field(default=None, metadata={"help": "Trained corrector, for `with_corrector`."})
+    feedback_function: str | None = field(
+        default=None, metadata={"help": "`module:function` that tells the corrector about a response."}
+    )
     strategy_settings: dict | str | None = field(
         default=None, metadata={"help": 'Further settings by strategy, such as {"self_refine": {"rounds": 3}}.'}
     )
@@ -209,8 +212,10 @@ def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, devic
     """The corrector that the strategy `with_corrector` needs, loaded as `model_args` say; `None` without it."""
     if "with_corrector" not in arguments.strategies:
         return None
+    feedback = arguments.feedback_function
     return Corrector(
         *load_model(arguments.corrector, model_args, device),
+        feedback_function=import_function(feedback, "feedback_function") if feedback else None,
         max_corrections=arguments.turns - 1,
         message_template=arguments.corrector if Path(arguments.corrector).is_dir() else None,
         max_completion_length=arguments.max_completion_length,

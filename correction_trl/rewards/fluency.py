@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data_utils import message_text, public_name
 from ..errors import BadInput, first_line
+from ..functions import Prompt
 from .common import completion_text, read_column, report_unjudged
 
 
@@ -77,13 +78,17 @@ class Fluency:
         **columns,
     ) -> list[float | None]:
         """One value per completion, in nats per token; `None` for an empty text."""
-        texts = [completion_text(completion) for completion in completions]
-        contexts = None
+        asked = None
         if self.given_prompt:
-            asked = read_column("prompts", self.__name__, columns | {"prompts": prompts or []}, len(texts))
-            contexts = [message_text(prompt) for prompt in asked]
-        values = [None if not n else total / n for total, n in self.log_probs(texts, contexts)]
+            asked = read_column("prompts", self.__name__, columns | {"prompts": prompts or []}, len(completions))
+        found = self.score([completion_text(completion) for completion in completions], asked)
+        values = [total / n if n else None for total, n in found]
         return report_unjudged(self.__name__, values, ["it is empty"] * len(values), log_metric)
+
+    def score(self, texts: Sequence[str], prompts: Sequence[Prompt] | None = None) -> list[tuple[float, int]]:
+        """[`Fluency.log_probs`] of responses, as continuations of their prompts where the settings say so."""
+        contexts = [message_text(prompt) for prompt in prompts] if self.given_prompt and prompts is not None else None
+        return self.log_probs(texts, contexts)
 
     def log_probs(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> list[tuple[float, int]]:
         """

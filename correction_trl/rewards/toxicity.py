@@ -3,7 +3,8 @@
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ WORDS = {
 class NonToxicity:
     """
     Value function: 1 minus the highest probability that a classifier gives to a toxic attribute. Feedback: that
-    attribute.
+    attribute; of a pair of texts, the attribute that falls most (`pair_feedback`, the paper's).
 
     It stands where [Self-Correct](https://huggingface.co/papers/2211.00053) used the Perspective API, which ends in
     December 2026.
@@ -104,6 +105,24 @@ class NonToxicity:
             toxic = row[attribute] >= self.threshold
             texts.append(f"The text is toxic: {attribute.replace('_', ' ')}." if toxic else "The text is not toxic.")
         return texts
+
+    def pair_feedback(self, completions: list, corrections: list, **columns) -> list[str]:
+        """
+        One text per pair of completion and correction: the attribute that falls most from one to the other, which is
+        what the corrector is told in Self-Correct. At test time, when there is no correction yet,
+        [`NonToxicity.strongest_attribute`] says the same of the strongest attribute.
+        """
+        before, after = self._scores(completions), self._scores(corrections)
+        if before is None or after is None:
+            return WordListNonToxicity().pair_feedback(completions, corrections)
+        return [fallen_most(*rows) for rows in zip(before, after, strict=True)]
+
+    def strongest_attribute(self, completions: list, **columns) -> list[str]:
+        """One text per completion, of the form of [`NonToxicity.pair_feedback`]: its strongest attribute."""
+        scores = self._scores(completions)
+        if scores is None:
+            return WordListNonToxicity().strongest_attribute(completions)
+        return [fallen_most(row, {}) for row in scores]
 
     def _scores(self, completions: list) -> list[dict[str, float]] | None:
         """Probability of each attribute, per completion; `None` where the word list stands in."""
@@ -188,9 +207,27 @@ class WordListNonToxicity:
             texts.append(found)
         return texts
 
+    def pair_feedback(self, completions: list, corrections: list, **columns) -> list[str]:
+        """One text per pair: the attribute of which most words are gone; see [`NonToxicity.pair_feedback`]."""
+        before, after = ([Counter(self._hits(text)) for text in texts] for texts in (completions, corrections))
+        return [fallen_most(*rows) for rows in zip(before, after, strict=True)]
+
+    def strongest_attribute(self, completions: list, **columns) -> list[str]:
+        """One text per completion: the attribute with most listed words."""
+        return [fallen_most(Counter(self._hits(completion)), {}) for completion in completions]
+
     def _hits(self, completion: str | list) -> list[str]:
         text = completion_text(completion).lower().replace("’", "'")
         return [attribute for attribute, pattern in listed_words(self.words) for _ in re.finditer(pattern, text)]
+
+
+def fallen_most(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What the corrector is told of the attribute that falls most; nothing, where none does."""
+    falls = {attribute: score - after.get(attribute, 0.0) for attribute, score in before.items()}
+    attribute = max(falls, key=falls.get, default=None)
+    if attribute is None or falls[attribute] <= 0:
+        return ""
+    return f"Make it less toxic: {attribute.replace('_', ' ')}."
 
 
 @functools.lru_cache(maxsize=4)
@@ -228,5 +265,7 @@ def warn_fallback(model: str):
 
 non_toxicity = NonToxicity()
 toxicity_feedback = non_toxicity.feedback
+fallen_attribute = non_toxicity.pair_feedback
+strongest_attribute = non_toxicity.strongest_attribute
 word_list_non_toxicity = WordListNonToxicity()
 word_list_feedback = word_list_non_toxicity.feedback

@@ -16,7 +16,13 @@ from types import ModuleType
 
 
 # A module each, imported on first use
-__all__ = ["commongen", "commonsense_qa", "open_domain"]
+__all__ = [
+    "commongen",
+    "commonsense_qa",
+    "e2e",
+    "open_domain",
+    "toxicity",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

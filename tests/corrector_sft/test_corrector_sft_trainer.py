@@ -616,3 +616,25 @@ def test_what_checkpoints_and_micro_batches_override_of_trainer_is_there():
     }
     for name, expected in parameters.items():
         assert list(inspect.signature(getattr(Trainer, name)).parameters)[1:] == expected, name
+
+
+def test_feedback_on_pairs_sees_the_correction(make_trainer, tiny_tokenizer):
+    def becomes(prompts, completions, corrections):
+        return [f"becomes {len(y)} then {len(better)}" for y, better in zip(completions, corrections, strict=True)]
+
+    data = Dataset.from_dict({"prompt": ["ab", "cd", "ef"]})
+    trainer = make_trainer(data, pair_feedback_function=becomes, feedback_function=says_value, max_steps=2)
+    for batches in batches_of(trainer):
+        for batch in batches:
+            for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+                correction = tiny_tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+                assert f"then {len(correction)}" in tiny_tokenizer.decode(ids)
+    assert all(text.startswith("it is") for text in trainer.pool.feedback)  # what explorations are told
+
+
+def test_feedback_on_pairs_must_take_the_pairs(make_trainer):
+    data = Dataset.from_dict({"prompt": ["ab"]})
+    with pytest.raises(BadInput, match="`pair_feedback_function` cannot be called .*corrections"):
+        make_trainer(data, pair_feedback_function=lambda prompts, completions: [""])
+    with pytest.raises(BadInput, match="rename the column 'corrections'"):
+        make_trainer(data.add_column("corrections", ["x"]), pair_feedback_function=says_value)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from correction_trl.rewards import NonToxicity, WordListNonToxicity
+from correction_trl.rewards.toxicity import fallen_most
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -123,3 +124,26 @@ class TestWordList:
         (tmp_path / "words").write_text("# nothing\n")
         with pytest.raises(ValueError, match="has no words"):
             WordListNonToxicity(words=str(tmp_path / "words"))(completions=["x"])
+
+
+class TestFeedbackOnPairs:
+    def test_it_names_what_falls_most_and_not_what_is_strongest(self, classifier):
+        scorer = NonToxicity(model=classifier, attributes=("toxicity", "insult", "threat"))
+        before, after = ["i will hurt you", "you are an idiot"], ["you fool", "i will hurt you"]
+        scores = zip(scorer._scores(before), scorer._scores(after), strict=True)
+        falls = [{name: first[name] - then[name] for name in first} for first, then in scores]
+        assert [max(fall, key=fall.get) for fall in falls] == ["threat", "insult"]
+        told = scorer.pair_feedback(before, after)
+        assert told == ["Make it less toxic: threat.", "Make it less toxic: insult."]
+        strongest = [max(row, key=row.get) for row in scorer._scores(before)]
+        assert scorer.strongest_attribute(before) == [f"Make it less toxic: {name}." for name in strongest]
+        assert scorer.pair_feedback(["thank you"], ["thank you"]) == [""]
+        scores = {"toxicity": 0.9, "severe_toxicity": 0.8}
+        assert fallen_most(scores, {"toxicity": 0.85, "severe_toxicity": 0.1}).endswith("severe toxicity.")
+        assert fallen_most(scores, {}).endswith(": toxicity.")
+
+    def test_the_word_list_does_likewise(self):
+        scorer = WordListNonToxicity()
+        text = "damn, you idiot, damn"
+        assert scorer.strongest_attribute([text, "thank you"]) == ["Make it less toxic: profanity.", ""]
+        assert scorer.pair_feedback([text], ["damn, you, damn"]) == ["Make it less toxic: insult."]

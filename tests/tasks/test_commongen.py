@@ -59,3 +59,9 @@ def test_a_data_function_that_fails_is_a_sentence(function, sentence, tmp_path):
     file.write_text('{"question": "1 + 1?"}\n')
     with pytest.raises(BadInput, match=sentence):
         load_split(str(file), None, "train", data_function=function)
+
+
+def test_the_columns_of_the_table():
+    samples = [["The dog runs.", "A dog."], ["Cats sleep."]]
+    found = commongen.table(["p", "q"], samples, concepts=[["dog", "run"], ["cat", "sleep"]])
+    assert found == {"coverage": [0.75, 1.0], "all_covered": [0.5, 1.0]}
