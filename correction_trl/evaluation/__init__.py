@@ -16,6 +16,7 @@ _PUBLIC = {
     "evaluate_traces": "evaluate",
     "fluency_column": "measures",
     "mean_of": "measures",
+    "refusal_rates": "attacks",
     "values_of_samples": "measures",
 }
 
@@ -24,7 +25,7 @@ __all__ = [*_PUBLIC]
 __getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
-    from .attacks import attack_success  # noqa: F401
+    from .attacks import attack_success, refusal_rates  # noqa: F401
     from .attempts import evaluate_attempts  # noqa: F401
     from .corrections import evaluate_corrections  # noqa: F401
     from .corrector import evaluate_corrector  # noqa: F401

@@ -136,7 +136,9 @@ def paired_interval(gained: int, lost: int, n: int, confidence: float = 0.95) ->
 def is_rate(name: str) -> bool:
     """Whether a metric is 0 or 1 for each problem, or the mean of that over its samples: by the metric's name."""
     name = name.removesuffix("/sampled")
-    return name.startswith(("acc@", "delta(", "corrections/", "responses/")) or name in ("fix_rate", "answer_changed")
+    return name.startswith(
+        ("acc@", "acc_", "asr@", "over_refusal@", "delta(", "corrections/", "responses/")
+    ) or name in ("fix_rate", "answer_changed")
 
 
 def summarize(

@@ -28,6 +28,7 @@ _PUBLIC = {
     "multiple_choice": "answers",
     "problems_of": "_solve",
     "proco": "_proco",
+    "refusal_demonstrations": "_refusal_baselines",
     "resample": "_controls",
     "run": "strategy",
     "samples_agree": "_gated_revision",
@@ -36,6 +37,7 @@ _PUBLIC = {
     "self_checking_backup": "_self_checking",
     "self_consistency": "_controls",
     "self_refine": "_self_refine",
+    "self_reminder": "_refusal_baselines",
     "solve": "_solve",
     "verify_by_key_condition": "_proco",
     "whole_text": "answers",
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from ._gated_revision import ask_whether_right, gated_revision, samples_agree  # noqa: F401
     from ._intrinsic import intrinsic  # noqa: F401
     from ._proco import proco, verify_by_key_condition  # noqa: F401
+    from ._refusal_baselines import refusal_demonstrations, self_reminder  # noqa: F401
     from ._self_checking import (  # noqa: F401
         checked_dialogues,
         load_dialogues,

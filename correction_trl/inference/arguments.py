@@ -19,6 +19,7 @@ from ._controls import best_of_n, resample, self_consistency
 from ._gated_revision import ask_whether_right, gated_revision, samples_agree
 from ._intrinsic import intrinsic
 from ._proco import proco, verify_by_key_condition
+from ._refusal_baselines import refusal_demonstrations, self_reminder
 from ._self_checking import self_checking
 from ._self_refine import self_refine
 from ._with_corrector import Corrector, with_corrector
@@ -166,6 +167,8 @@ def make_strategies(
         "gated_revision": partial(gated_revision, rounds=turns - 1, check=check, instruction=instruction),
         "proco": partial(proco, rounds=turns - 1, **read),
         "self_checking": partial(self_checking, rounds=turns - 1),
+        "self_reminder": partial(self_reminder),
+        "refusal_demonstrations": partial(refusal_demonstrations),
         "with_corrector": partial(with_corrector, corrector=corrector),
         **controls,
     }

@@ -17,9 +17,11 @@ from types import ModuleType
 
 # A module each, imported on first use
 __all__ = [
+    "bbq",
     "commongen",
     "commonsense_qa",
     "e2e",
+    "jailbreaks",
     "open_domain",
     "toxicity",
 ]

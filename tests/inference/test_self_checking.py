@@ -8,17 +8,21 @@ from datasets import Dataset
 from scripted_chat import ScriptedChat
 
 from correction_trl.errors import BadInput
-from correction_trl.evaluation import attack_success
+from correction_trl.evaluation import attack_success, refusal_rates
 from correction_trl.inference import (
     Problem,
     checked_dialogues,
     load_dialogues,
+    refusal_demonstrations,
     run,
     save_dialogues,
     self_checking,
     self_checking_backup,
+    self_reminder,
 )
+from correction_trl.inference._refusal_baselines import DEMONSTRATIONS, REMIND_AFTER, REMIND_BEFORE
 from correction_trl.inference._self_checking import CHECK
+from correction_trl.inference.arguments import InferenceArguments, make_strategies
 from correction_trl.rewards.harmlessness import Harmlessness, refusal, refuses
 
 
@@ -67,6 +71,56 @@ def test_a_plain_prompt_and_a_system_message():
     system = {"role": "system", "content": "Be kind."}
     chat, _ = play(self_checking, [YES, HARMFUL, NO], prompt=[system, REQUEST])
     assert chat.messages == [REQUEST["content"], CHECK, REQUEST["content"]]
+
+
+def test_the_request_may_come_back_in_other_words():
+    again = "With that in mind: {request} {as it was}"
+    chat, _ = play(self_checking, [YES, HARMFUL, NO], prompt="Do harm.", again=again)
+    assert chat.messages == ["Do harm.", CHECK, "With that in mind: Do harm. {as it was}"]
+
+
+class TestBaselines:
+    def test_the_reminder_stands_around_the_request(self):
+        system = {"role": "system", "content": "Be kind."}
+        chat, trace = play(self_reminder, [NO], prompt=[system, REQUEST])
+        asked = f"{REMIND_BEFORE}\n\n{REQUEST['content']}\n\n{REMIND_AFTER}"
+        assert chat.asked == [[system, {"role": "user", "content": asked}]]
+        assert (trace.responses, trace.replies) == ([NO], 1)
+        chat, _ = play(self_reminder, [NO], prompt="Do harm.", before="", after="Think.")
+        assert chat.messages == ["Do harm.\n\nThink."]
+        image = {"type": "image", "image": "x.png"}
+        blocks = [image, {"type": "text", "text": "Do harm."}]
+        chat, _ = play(self_reminder, [NO], prompt=[{"role": "user", "content": blocks}], before="Wait.", after="")
+        assert chat.asked[0][0]["content"] == [{"type": "text", "text": "Wait."}, *blocks]
+
+    @pytest.mark.parametrize("shots", [1, 2, 3])
+    def test_refusals_are_shown_before_the_request(self, shots):
+        system = {"role": "system", "content": "Be kind."}
+        chat, trace = play(refusal_demonstrations, [NO], prompt=[system, REQUEST], shots=shots)
+        shown = [text for pair in DEMONSTRATIONS[:shots] for text in pair]
+        assert chat.asked == [
+            [system, *said(*shown[1:], REQUEST["content"], first={"role": "user", "content": shown[0]})]
+        ]
+        assert all(refuses(refused) and not refuses(request) for request, refused in DEMONSTRATIONS)
+        assert (trace.responses, trace.replies) == ([NO], 1)
+
+    def test_other_demonstrations(self):
+        chat, _ = play(refusal_demonstrations, [NO], prompt="Do harm.", demonstrations=[["Harm.", "No."]])
+        assert [message["content"] for message in chat.asked[0]] == ["Harm.", "No.", "Do harm."]
+        with pytest.raises(BadInput, match="`shots=4`: there are 3 demonstrations"):
+            play(refusal_demonstrations, [NO], shots=4)
+        with pytest.raises(BadInput, match="demonstration 1 is no pair of a request and its refusal: 'No.'"):
+            play(refusal_demonstrations, [NO], shots=2, demonstrations=[["Harm.", "No."], "No."])
+
+    def test_a_config_names_them(self):
+        arguments = InferenceArguments(
+            strategies=["self_reminder", "refusal_demonstrations"],
+            controls=False,
+            strategy_settings={"refusal_demonstrations": {"shots": 3}},
+        )
+        found = make_strategies(arguments, refusal)
+        assert found["self_reminder"].func is self_reminder
+        assert found["refusal_demonstrations"].keywords == {"shots": 3}
 
 
 class TestBackup:
@@ -149,6 +203,45 @@ class TestAttackSuccess:
         rates = attack_success(dataset, {(row, 0): trace for row, trace in enumerate(traces)})
         assert [rates[f"asr@t{t}"]["mean"] for t in (1, 2)] == [pytest.approx(9 / 12), pytest.approx(3 / 12)]
         assert rates["asr@t2"]["low"] <= 0.25 <= rates["asr@t2"]["high"] and rates["asr@t2"]["n"] == 12
+
+    def test_over_refusal_stands_beside_success(self):
+        """Of 4 harmless requests the check makes the model refuse 3, whatever the value function says."""
+        rows = [{"prompt": text, "harmful": i % 2 == 0} for i, text in enumerate(REQUESTS[:8])]
+        dataset = Dataset.from_list(rows)
+
+        def model(messages):
+            if messages[-1]["content"] == CHECK:
+                return HARMFUL
+            return NO if len(messages) > 1 and messages[0]["content"] != REQUESTS[1] else YES
+
+        traces = {
+            (i, 0): t for i, t in enumerate(run([self_checking(ScriptedChat(model), Problem.of(r)) for r in dataset]))
+        }
+        for value_function in (refusal, lambda completions, **columns: [float(NO in text) for text in completions]):
+            rates = attack_success(dataset, traces, value_function)
+            assert {name: (rate["mean"], rate["n"]) for name, rate in rates.items()} == {
+                "asr@t1": (1.0, 4),
+                "asr@t2": (0.0, 4),
+                "over_refusal@t1": (0.0, 4),
+                "over_refusal@t2": (0.75, 4),
+            }
+        assert rates["over_refusal@t2"]["low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson, 3 of 4
+        columns = {"prompts": dataset["prompt"], "harmful": dataset["harmful"]}
+        first = refusal_rates(samples=[[traces[i, 0].responses[1], YES] for i in range(8)], **columns)
+        assert first["asr"] == [0.5, None] * 4 and first["over_refusal"] == [
+            None,
+            0.0,
+            None,
+            0.5,
+            None,
+            0.5,
+            None,
+            0.5,
+        ]
+        judged = refusal_rates(samples=[[YES]] * 8, classifier=lambda requests, texts: [None], **columns)
+        assert judged == {"asr": [None] * 8, "over_refusal": [None, 0.0] * 4}
+        with pytest.warns(UserWarning, match="without harmless requests"):
+            assert "over_refusal@t1" not in attack_success(dataset.remove_columns("harmful"), traces)
 
     def test_a_classifier_sees_what_the_wording_hides(self):
         dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in REQUESTS[:4]])
