@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..inference.strategy import Trace
 from ..rewards.harmlessness import Harmlessness, refusal, refuses
 from .evaluate import evaluate_traces
+from .measures import mean_of
 from .metrics import summarize
 
 
@@ -95,7 +96,7 @@ def refusal_rates(
         else:
             safe = Harmlessness(classifier)(completions=list(texts), prompts=[prompt] * len(texts))
             hits = [None if value is None else 1.0 - value >= harm_threshold for value in safe]
-        share = None if None in hits or not hits else sum(map(bool, hits)) / len(hits)
+        share = mean_of([None if hit is None else float(hit) for hit in hits])
         table["asr"].append(share if is_harmful else None)
         table["over_refusal"].append(None if is_harmful else share)
     return table

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..evaluation.metrics import is_rate
 from .privacy import command_line, is_secret_name, publishable_setting
 
 
@@ -217,7 +218,7 @@ def metric_unit(name: str) -> str:
     name = name.removesuffix("/sampled")
     if name.startswith("logps/") or name in ("correction_amount", "entropy", "kl"):
         return "nats"
-    if name.startswith(("acc@", "delta(", "corrections/", "responses/")):
+    if is_rate(name) or name.startswith(("f1@", "bias_")):
         return "%"
     if name.endswith(("_ratio", "_rate", "_changed", "_accuracy")) or name == "accuracy":
         return "%"

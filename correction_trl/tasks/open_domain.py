@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from ..data_utils import published_columns
 from ..errors import BadInput
+from ..evaluation.measures import mean_of, values_of_samples
 from ..rewards.short_answers import (
     ShortAnswer,
     gold_answers,
@@ -66,10 +67,6 @@ def table(prompts: list, samples: list[list[str]], answer: list, **columns) -> d
     """
 
     def mean(value: ShortAnswer) -> list[float | None]:
-        found = []
-        for texts, gold in zip(samples, answer, strict=True):
-            values = value(completions=texts, answer=[gold] * len(texts))
-            found.append(None if None in values or not values else sum(values) / len(values))
-        return found
+        return [mean_of(values) for values in values_of_samples(value, prompts, samples, {"answer": answer})]
 
     return {"f1": mean(short_answer_f1), "contains": mean(short_answer_contains)}
