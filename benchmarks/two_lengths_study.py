@@ -39,6 +39,7 @@ GRID = {
     "cpl": (0.3, 0.36),
     "ddpo": (0.5, 3.0),
 }
+NEIGHBOURS = ((1, 1), (1, 1 / 4), (1, 4), (1 / 3, 1))  # shares of beta and of the anchor
 METRICS = ("acc@t1", "acc@t1/sampled", "logps/correction")
 
 
@@ -85,14 +86,16 @@ def train_base(n_lines: int, folder: str) -> None:
 
 
 def cells(seeds):
-    """Each loss with two values of beta and three of its anchor, and fine-tuning on the corrections."""
+    """Fine-tuning on the corrections, each loss at the middle of its grid and the default one around it, with every
+    seed; the others around theirs with the first seed alone."""
     for seed in seeds:
         for n_lines in (11, 1):
             yield n_lines, CONTROL, 0.0, 1.0, seed
-        for beta_share, anchor_share in ((1, 1), (1, 1 / 4), (1, 4), (1 / 3, 1)):
-            for n_lines in (11, 1):
-                for loss, (beta, nll_weight) in GRID.items():
+            for loss in GRID:
+                around = NEIGHBOURS if loss == "sigmoid" or seed == min(seeds) else NEIGHBOURS[:1]
+                for beta_share, anchor_share in around:
                     if beta_share == 1 or loss != "linear":
+                        beta, nll_weight = GRID[loss]
                         yield n_lines, loss, round(beta_share * beta, 3), anchor_share * nll_weight, seed
 
 
