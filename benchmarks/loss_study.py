@@ -196,7 +196,8 @@ def write_table(results: study.Study):
         f"Embedded task and base model; {settings['steps']} updates of {settings['batch_size']} prompts, linear "
         f"schedule; {base['acc@t1']['n']} test problems; mean ± standard deviation over seeds {results.seeds}. "
         "`lr` is, in the first table, the better of 2e-4 and 4e-4 (by the mean of greedy and sampled accuracy on 500 "
-        "validation problems; `sft` and those with credit at 4e-4 alone); in the others one rate was run. Unchanged kept: `unchanged_pairs: keep`. The control "
+        "validation problems; `sft` and those with credit at 4e-4 alone); in the others one rate was run. Unchanged "
+        "kept: `unchanged_pairs: keep`. The control "
         "is TRL's `SFTTrainer` on the same prompts with the corrections as completions. Sorted by the sum of both "
         "accuracies. What follows is in [correction_optimization.md](correction_optimization.md). Written by "
         "`python benchmarks/loss_study.py` from `results/loss_study.jsonl`.",

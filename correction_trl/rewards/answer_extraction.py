@@ -31,6 +31,15 @@ HTML_TAG = re.compile(r"(?i)</?(?:b|i|u|em|strong|mark|code|span|p|br|div)\s?/?>
 # The mark of a list below "Answer:" is no minus sign
 BULLET = re.compile(r"(?<=[:\uff1a]\n)[-*+\u2022][ \t]{1,4}(?=[$\\(\w])")
 ANSWER_TAG = re.compile(r"(?i)<(/?)answer>")
+# A table's row or column that names the answer
+ANSWER_CELL = r"(?:the )?(?:final )?(?:answer|result)s?:?"
+ROW_START, ROW_END = r"^[ \t]{0,8}\|[ \t]{0,8}", r"[ \t]{0,8}\|[ \t]{0,8}"
+ANSWER_ROW = re.compile(rf"(?im){ROW_START}({ANSWER_CELL}){ROW_END}([^|\n]{{1,200}})\|[ \t]{{0,8}}$")
+ANSWER_COLUMN = re.compile(
+    rf"(?im){ROW_START}({ANSWER_CELL}){ROW_END}\n[ \t]{{0,8}}\|[ \t:-]{{1,80}}\|[ \t]{{0,8}}\n"
+    rf"{ROW_START}([^|\n]{{1,200}})\|[ \t]{{0,8}}$"
+)
+FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3002: ". "}  # ＃ and １ of East Asian keyboards
 SPECIAL_TOKEN = (
     r"<\|(?:im_start|im_end|user|assistant|eot_id|eom_id|endoftext|end_of_text|end|start_header_id|return)\|>"
     r"|</s>|<eos>|<(?:start|end)_of_turn>|\[/?INST\]"
@@ -172,26 +181,38 @@ def find_any(text: str) -> Extraction:
 
 
 def without_markup(text: str) -> str:
-    """Without Markdown's and HTML's emphasis and a list's mark after a colon, and with plain spaces."""
+    """Without Markdown's and HTML's emphasis, a list's mark after a colon and a table's lines around an answer; with
+    plain spaces, and full-width signs as ASCII's."""
     text = text.replace("\r\n", "\n").replace("\u00a0", " ").replace("\u202f", " ").replace("\u200b", "")
-    return BULLET.sub("", HTML_TAG.sub("", EMPHASIS.sub("", text.replace("`", ""))))
+    text = HTML_TAG.sub("", EMPHASIS.sub("", text.translate(FULL_WIDTH).replace("`", "")))
+    return BULLET.sub("", ANSWER_ROW.sub(r"\1: \2", ANSWER_COLUMN.sub(r"\1: \2", text)))
 
 
 def without_run_on(text: str, choices: str = "") -> str:
     """Up to where a model that has answered goes on with another question."""
-    begin, piece = 0, 0
+    begin, piece, counts = 0, 0, False
     for mark in RUN_ON.finditer(text):
-        before = text[piece if mark.group("number") else begin : mark.start()]
-        # After a step of a solution that is called "Question 1:", only the two forms for final answers count.
-        finders = [find_boxed, find_gsm8k] if mark.group("number") else [find_any]
+        # "Question 1:" may be a step of a solution, and then "Question 2:" is: only the forms for final answers count
+        # before it. Where the counting begins above 1, the numbers before were the prompt's.
+        number = mark.group("number")
+        counts = counts or (number is not None and number.strip(" \t#()") in ("0", "1"))
+        step = number is not None and counts
+        before = text[piece if step else begin : mark.start()]
+        finders = [find_boxed, find_gsm8k, find_announced] if step else [find_any]
         if any(find(before).answer is not None for find in finders):
             return text[: mark.start()]
         if choices and find_choice(before, choices).answer is not None:
             return text[: mark.start()]
         piece = mark.start()
-        if not mark.group("number"):
+        if not step:
             begin = mark.start()
     return text
+
+
+def find_announced(text: str) -> Extraction:
+    """The answer after "The final answer is", which no step has."""
+    starts = [match.start() for match in STATEMENT.finditer(text) if match.group().lower().startswith("final")]
+    return find_final_answer(text[starts[-1] :]) if starts else Extraction(None)
 
 
 def tagged_answer(text: str) -> str | None:

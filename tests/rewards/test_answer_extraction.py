@@ -8,6 +8,11 @@ from correction_trl.rewards.final_answer import last_number_accuracy
 
 
 MARKDOWN = [
+    "So 6 * 7:\n\n| Answer | 42 |",
+    "| Step | Value |\n|---|---|\n| 6 * 7 | 41 + 1 |\n| **Final Answer** | **42** |",
+    "| Answer |\n|:---:|\n| $42$ |",
+    "＃＃＃＃ ４２",
+    "The answer is ４２。",
     "#### **42**",
     "####\n42",
     "####\n\n42",
@@ -141,6 +146,10 @@ HEADINGS = [
 ]
 
 RUN_ON = [
+    "The answer is 42.\n\nQuestion 2: How many?\nThe answer is 7.",
+    "The answer is 42.\n\nQ3: How many?\nThe answer is 7.\n\nQ4: And now?\nThe answer is 8.",
+    "The final answer is 42.\n\nQuestion 1: How many?\nThe final answer is 7.",
+    "Question 1: How many boxes? The answer is 6.\nQuestion 2: How many eggs? The answer is 42.",
     "#### 42\n\nQuestion: Tom has 3 apples and buys 4.\n#### 7",
     "The answer is 42.\n\nQ: How many?\nA: The answer is 7.",
     "The answer is 42.\nQuestion: How many?\n#### 7",
