@@ -74,8 +74,8 @@ def key_condition(question: str, kind: str, mask: str | None = None) -> KeyCondi
             The question.
         kind (`str`):
             `"number"`: the number in the sentence that shares most with what is asked. `"entity"`: the last name,
-            title or date. `"concept"`: the longest phrase that reads like a noun. A question without an entity (those
-            in lower case) is masked by its concept.
+            title or date; in a question in lower case, the longest phrase that may be one. `"concept"`: the longest
+            phrase that reads like a noun.
         mask (`str`, *optional*, defaults to `"[X]"`):
             What to put in its place. Where the question contains it, another one is taken.
 
@@ -98,7 +98,8 @@ def key_condition(question: str, kind: str, mask: str | None = None) -> KeyCondi
     if kind == "number":
         numbers = rank_numbers(question)
         return mask_spans(question, kind, [numbers[0].span], mask, str(numbers[0].value)) if numbers else None
-    phrases = (find_entities(question) if kind == "entity" else []) or find_concepts(question)
+    phrases = (find_entities(question) or find_names_in_lower_case(question)) if kind == "entity" else []
+    phrases = phrases or find_concepts(question)
     spans = next(filter(None, (_occurrences(question, phrase) for phrase in phrases)), None)
     return mask_spans(question, kind, spans, mask) if spans else None
 
@@ -404,6 +405,14 @@ _STOP_WORDS = frozenset(
     "wants was we were what what's when where where's which while who who's whom whose why will with won't would "
     "you your".split()
 )
+# What a question in lower case asks of a name; participles end in -ed
+_VERBS = frozenset(
+    "attend become began begin belong born build built buy call come die drink eat end fight find fought found fly "
+    "gave grow happen hold invade invent invest involve join kill know lead led left lie lose lost marry mean meet "
+    "met own paid pay perform play plays practice ran read represent rule run runs said sang say see sell serve set "
+    "sign sing sings sit sold speak spoke spoken stand star start stay stood study sung surrender swim taught teach "
+    "think took visit wear went win won work works write written wrote".split()
+)
 _DETERMINERS = frozenset(
     "a an the his her its their my your our this that these those some any each every no of in on at with from by for "
     "into near".split()
@@ -484,27 +493,44 @@ def find_concepts(question: str) -> list[str]:
         `list[str]`: As the question words them.
     """
     phrases = []
-    previous = ""
-    run: list[re.Match] = []
+    for previous, run in _runs(question, _STOP_WORDS):
+        kept = run[-3:]
+        phrase = question[kept[0].start() : kept[-1].end()]
+        phrases.append((previous not in _DETERMINERS, -len(kept), kept[0].start(), phrase))
+    return [phrase for *_, phrase in sorted(phrases)]
 
-    def close() -> None:
-        if run:
-            kept = run[-3:]
-            phrase = question[kept[0].start() : kept[-1].end()]
-            phrases.append((previous not in _DETERMINERS, -len(kept), kept[0].start(), phrase))
-            run.clear()
 
-    end = 0
+def find_names_in_lower_case(question: str) -> list[str]:
+    """
+    Phrases of a question without capitals that may be names, what stands between stop words and verbs, as in "what did
+    [ben franklin] invent?"; the longest first, and of those the last.
+
+    Args:
+        question (`str`):
+            The question.
+
+    Returns:
+        `list[str]`: As the question words them.
+    """
+    runs = [run for _, run in _runs(question, _STOP_WORDS | _VERBS, participles=True)]
+    runs.sort(key=lambda run: (-len(run), -run[0].start()))
+    return [question[run[0].start() : run[-1].end()].removesuffix("'s").removesuffix("’s") for run in runs]
+
+
+def _runs(question: str, stop_words: frozenset[str], participles: bool = False) -> list[tuple[str, list[re.Match]]]:
+    """The runs of words between stop words and punctuation, each with the stop word before it."""
+    runs: list[tuple[str, list[re.Match]]] = []
+    previous, end, is_open = "", 0, False
     for match in re.finditer(r"[^\W_]+(?:['’-][^\W_]+)*", question):
         word = match.group().lower().replace("’", "'")
-        if run and question[end : match.start()] != " ":  # punctuation between them
-            close()
-            previous = ""
-        if word in _STOP_WORDS:
-            close()
-            previous = word
+        if is_open and question[end : match.start()] != " ":  # punctuation between them
+            previous, is_open = "", False
+        if word in stop_words or (participles and word.endswith("ed") and word not in ("united", "allied")):
+            previous, is_open = word, False
+        elif is_open:
+            runs[-1][1].append(match)
         else:
-            run.append(match)
+            runs.append((previous, [match]))
+            is_open = True
         end = match.end()
-    close()
-    return [phrase for *_, phrase in sorted(phrases)]
+    return runs

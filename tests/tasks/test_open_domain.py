@@ -55,13 +55,22 @@ def test_entities_dates_and_concepts_are_hidden_and_restored(rows):
     assert all(condition.question == question for question, condition in found.items())
     assert [condition.text for condition in found.values()] == [
         "1778",  # a year is told in lower case too
-        "river runs",  # else the phrase that reads most like a noun
+        "vienna",  # else the longest phrase between stop words and verbs, and of those the last
         "1899",
         "Moon",
         "Johannes Brahms",
         "Suez Canal",
     ]
-    dates = {
+    names = {
+        "what did benjamin britten compose?": "benjamin britten compose",  # not all verbs are known
+        "what was marie curie awarded in 1903?": "1903",
+        "who was jane goodall married to?": "jane goodall",
+        "what is lake baikal called?": "lake baikal",
+        "where did the united nations meet first?": "united nations",
+        "who plays the organ in notre dame?": "notre dame",
+        "what is iceland's capital?": "iceland's capital",
+    }
+    dates = names | {
         "What happened on 12 May 1945?": "12 May 1945",
         "Who was president on December 7th, 1941?": "December 7th, 1941",
         "What was signed in july 1776 there?": "july 1776",
@@ -159,7 +168,7 @@ def test_passages_come_from_a_function_that_the_config_names(rows):
     proco = strategies(controls=False, strategies=["proco"], strategy_settings=settings)["proco"]
 
     def model(messages):
-        return "[X] refers to: river runs" if "Suppose" in messages[-1]["content"] else "The answer is the Danube."
+        return "[X] refers to: vienna" if "Suppose" in messages[-1]["content"] else "The answer is the Danube."
 
     chat, found = play(rows.select([1]), model, proco)
     assert chat.messages[0].startswith("Passage: The Danube runs through Vienna.\n\n")
