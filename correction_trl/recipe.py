@@ -188,6 +188,24 @@ class ScriptArguments(EvaluationDataArguments):
         return with_prompts(mixture, self.prompt_template) if self.prompt_template else mixture
 
 
+@dataclass
+class ReplayArguments:
+    """General data that a method replays against forgetting."""
+
+    replay_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Hub id, folder or file with `prompt` and `completion`, or `messages`; see `replay_share`."},
+    )
+    replay_config: str | None = field(default=None, metadata={"help": "Configuration of the replayed dataset."})
+    replay_split: str = field(default="train", metadata={"help": "Split of it."})
+
+    def load_replay(self) -> "Dataset | None":
+        """The dataset, if one is named; raises what [`~data_utils.load_split`] does."""
+        if self.replay_dataset is None:
+            return None
+        return load_split(self.replay_dataset, self.replay_config, self.replay_split)
+
+
 def parse(dataclass_types: Sequence[type], default_config: Path, argv: Sequence[str] | None = None) -> tuple:
     """
     Parse `--config FILE.yaml` and command-line overrides. Without a config and without a model, `default_config` is
@@ -320,6 +338,8 @@ def _read_yaml(file: Path) -> Any:
 def _unknown(name: str, known: Iterable[str], dashes: str = "") -> str:
     if name in REMOVED_SETTINGS:
         return f"`{dashes}{name}` is gone: {REMOVED_SETTINGS[name]}."
+    if name.startswith("replay_"):
+        return f"`{dashes}{name}` is unknown here: replay is a part of correction optimization alone."
     close = difflib.get_close_matches(name, known, n=1)
     guess = f"; did you mean `{dashes}{close[0]}`?" if close else "."
     return f"`{dashes}{name}` is unknown{guess} `--help` lists the settings."

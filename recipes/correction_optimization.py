@@ -22,14 +22,14 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
+from correction_trl.recipe import ReplayArguments, ScriptArguments, TrainingRun, parse, run
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "correction_optimization" / "quickstart.yaml"
 
 
 @dataclass
-class CorrectionScriptArguments(ScriptArguments):
+class CorrectionScriptArguments(ReplayArguments, ScriptArguments):
     """Arguments of this recipe, beside those of the teacher, the trainer and the model."""
 
     value_function: str | None = field(
@@ -66,6 +66,7 @@ def main(script_args, teacher_args, training_args, model_args):
         teacher=teacher if on_policy else None,
         reward_funcs=value_function,
         eval_dataset=job.validation,
+        replay_dataset=script_args.load_replay(),
         **job.trainer_kwargs(CORRECTION_OPTIMIZATION_NUMBERS),
     )
 

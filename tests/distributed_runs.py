@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from helpers import make_args
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer, SCoReConfig, SCoReTrainer
@@ -64,7 +64,20 @@ def score_trainer(model, pairs, prompts, out, n_processes, accumulation):
     return FixedRollouts(model, share_of_digits, args, train_dataset=load_from_disk(prompts))
 
 
-RUNS = {"pairs": pairs_trainer, "score": score_trainer}
+def replay_trainer(model, pairs, prompts, out, n_processes, accumulation):
+    """Three updates on eight pairs and four replayed rows, which the processes need unequal numbers of forwards of."""
+    args = CorrectionOptimizationConfig(
+        **common(out, 8, n_processes, accumulation, max_steps=3),
+        replay_share=1 / 3,
+        max_tokens_per_micro_batch=60 if accumulation == 2 else None,
+    )
+    general = [{"prompt": f"say {i}. ", "completion": "so" + " and so" * (i % 4)} for i in range(10)]
+    return CorrectionOptimizationTrainer(
+        model, args, train_dataset=load_from_disk(pairs), replay_dataset=Dataset.from_list(general)
+    )
+
+
+RUNS = {"pairs": pairs_trainer, "score": score_trainer, "replay": replay_trainer}
 
 
 def run(name, model, pairs, prompts, folder, n_processes, accumulation):

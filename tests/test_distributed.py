@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 LOGGED = {
     "pairs": ["loss", "logps/response", "logps/correction", "corrections/in_loss", "margins/mean", "num_tokens"],
+    "replay": ["loss", "replay/loss", "logps/replay", "logps/correction", "num_tokens"],
     "score": ["loss", "reward/t2", "delta(i->c)", "kl/t1", "entropy/t2", "beta_2", "lengths/t1", "num_tokens"],
 }
 

@@ -74,6 +74,11 @@ def test_a_setting_that_is_gone_names_what_takes_its_place(quickstart, tmp_path,
             parse((Task, Model), quickstart, argv)
 
 
+def test_replay_where_there_is_none_says_where_it_is(quickstart):
+    with pytest.raises(SystemExit, match="`--replay_share` is unknown here: replay is a part of correction optim"):
+        parse((Task, Model), quickstart, ["--replay_share", "0.1"])
+
+
 def test_an_unknown_argument_is_an_error_that_names_it(quickstart):
     with pytest.raises(SystemExit, match="learning_rat"):
         parse((Task, Model), quickstart, ["--learning_rat", "0.1"])

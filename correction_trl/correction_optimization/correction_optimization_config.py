@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,15 @@ class CorrectionOptimizationConfig(DPOConfig):
             What to do where the teacher found nothing to correct (y' = y). `"drop"`: the pair is counted, and is in no
             loss and no average. `"keep"`: it stays in the average and in the NLL anchor (its preference loss has no
             gradient).
+        replay_share (`float`, *optional*):
+            With a `replay_dataset`: the share s of each update's rows that is replayed, in (0, 1); 0.1 by default. To
+            the B pairs of a process, R = round(B s / (1 − s)) rows are added, at least one, and the loss of the update
+            is (1 − s) times that of its pairs, as it is without replay, plus s times the mean over its replayed rows
+            of w times −log π(completion | prompt). Which rows: [`~correction_trl.policy.replay.Replay`].
+        replay_weight (`float`, *optional*):
+            w, the weight of a replayed row's NLL, which weighs tokens as the loss does (a sum; a mean for `"ipo"` and
+            `"ddpo"`). By default the loss's default `nll_weight`, so that a replayed token is held as much as one of a
+            correction; 1.0 for `"sft"`.
         shared_prefix (`str` or `bool`, *optional*, defaults to `"auto"`):
             Whether a pair is computed as one row that holds the prompt and the common prefix of y and y' once. `True`
             fails by name on models that cannot (a batch whose mask would be too large takes two rows all the same);
@@ -232,6 +242,12 @@ class CorrectionOptimizationConfig(DPOConfig):
         default="drop",
         metadata={"help": "Where the correction equals the response: drop or keep.", "choices": ["drop", "keep"]},
     )
+    replay_share: float | None = field(
+        default=None, metadata={"help": "Share of each update's rows that is of the `replay_dataset`; 0.1 by default."}
+    )
+    replay_weight: float | None = field(
+        default=None, metadata={"help": "Weight of a replayed row's NLL; by default the loss's own `nll_weight`."}
+    )
     shared_prefix: str = field(
         default="auto",
         metadata={"help": "'auto', True or False: compute the common prefix of a pair once."},
@@ -331,6 +347,7 @@ class CorrectionOptimizationConfig(DPOConfig):
             if getattr(self, name) not in values:
                 raise BadInput(f"`{name}={getattr(self, name)!r}` must be one of {', '.join(map(repr, values))}.")
         self._check_loss()
+        self._check_replay()
         if self.overlap_teacher and not self.max_staleness:
             raise BadInput(
                 "`overlap_teacher` needs `max_staleness` of at least 1: what is corrected while the policy trains was "
@@ -376,6 +393,16 @@ class CorrectionOptimizationConfig(DPOConfig):
             raise BadInput(f"`cpl_bias={self.cpl_bias}` must lie in (0, 1].")
         if self.ddpo_gamma <= 0:
             raise BadInput(f"`ddpo_gamma={self.ddpo_gamma}` must be positive.")
+
+    def _check_replay(self):
+        if self.replay_share is not None and not 0 < self.replay_share < 1:
+            raise BadInput(
+                f"`replay_share={self.replay_share}` must lie in (0, 1); without a `replay_dataset` it is 0."
+            )
+        if self.replay_weight is None:
+            self.replay_weight = DEFAULTS[self.loss_type][1] or 1.0
+        if not 0 < self.replay_weight < math.inf:
+            raise BadInput(f"`replay_weight={self.replay_weight}` must be positive.")
 
     def _check_sft(self):
         """Fine-tuning on the corrections has no use for what concerns the response."""

@@ -76,7 +76,7 @@ from ..teachers.collection import StoringTeacher
 from ..teachers.policy import PolicyTeacher
 from .callbacks import DisplacementCallback
 from .correction_optimization_config import PRIOR_WEIGHTS, CorrectionOptimizationConfig
-from .input_checks import check_batch_size, check_data, check_reward_funcs, check_settings
+from .input_checks import check_batch_size, check_data, check_replay, check_reward_funcs, check_settings
 from .length_prior import make_length_prior
 from .losses import (
     cpl_loss,
@@ -91,6 +91,7 @@ from .losses import (
     sigmoid_loss,
 )
 from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogProbs, gather_tokens, row_index
+from .replay import ReplayMixin
 from .shared_prefix import packed_forward, self_check
 from .stored_pairs import tokenize_pair
 
@@ -111,7 +112,9 @@ class _Rollout:
     seconds: float  # that the sampling took
 
 
-class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixin, DPOTrainer):
+class CorrectionOptimizationTrainer(
+    CheckpointTrainerMixin, ModelCardMixin, ReplayMixin, MicroBatchTrainerMixin, DPOTrainer
+):
     r"""
     Trainer for correction optimization: a policy π learns to need less correction by a teacher, a human or a more
     capable model. For a prompt x the policy writes y, the teacher corrects it to y', and the policy minimises the
@@ -193,6 +196,9 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             For loading `model` quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
+        replay_dataset ([`~datasets.Dataset`], *optional*):
+            General data against forgetting: `prompt` and `completion`, or `messages`, of which the last one is the
+            completion. A share of each update's rows is taken from it, and fine-tuned on; see `replay_share`.
 
     Raises:
         BadInput: If the data, the teacher or the settings cannot work together; the message names the row, the column
@@ -231,6 +237,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         callbacks: list[TrainerCallback] | None = None,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
+        replay_dataset: Dataset | None = None,
     ):
         if args is None:
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -242,6 +249,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         on_policy = check_data(args, train_dataset, eval_datasets, teacher)
         check_settings(args, on_policy, ref_model)
         check_batch_size(args, train_dataset)
+        check_replay(args, replay_dataset)
 
         if set(IMAGE_COLUMNS) & set(next(iter(train_dataset))):
             # DPOTrainer hands pairs with images to its collator as they are, which knows TRL's names
@@ -289,6 +297,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
         self.data_collator.waits = self.teacher is None and not is_stream and self._counts_tokens()
         self._set_up_generation()
+        self._set_up_replay(replay_dataset)
         if isinstance(asked, PolicyTeacher):
             self._lend_the_policy(asked)
 
@@ -521,7 +530,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
             "departures": [
                 f"Loss `{args.loss_type}` (beta {args.beta}, NLL anchor {args.nll_weight}, "
                 f"{'no ' if args.reference_free else ''}reference policy); the source minimises the bare difference, "
-                "which has no lower bound."
+                "which has no lower bound.",
+                *self._replay_notes(),
             ],
         }
 
@@ -735,7 +745,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         n_pairs = self.accelerator.reduce(n_pairs, reduction="sum")
         if self.teacher is not None and batches and self._n_uncorrected is not None:
             self._check_that_the_teacher_corrects(torch.cat([batch["missing"] for batch in batches]), device)
-        return batch_samples, n_pairs
+        return self._with_replay(batch_samples), n_pairs
 
     def _check_that_the_teacher_corrects(self, missing: torch.Tensor, device: torch.device):
         """A teacher that has no correction for anything is noticed: at the first update by a warning; by an error at
@@ -969,6 +979,8 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         if return_outputs:
             raise ValueError("The CorrectionOptimizationTrainer does not return outputs; set `prediction_loss_only`.")
         args = self.args
+        if "replayed" in inputs:
+            return self._replay_loss(model, inputs)
         log_probs, outputs = self._pair_log_probs(model, inputs, with_entropy=True)
         scores, reference, ref_scores = self._scores(log_probs, inputs), None, None
         if not args.reference_free:
@@ -986,6 +998,7 @@ class CorrectionOptimizationTrainer(CheckpointTrainerMixin, ModelCardMixin, Micr
         else:
             # Distributed training averages the gradients of the processes; this divisor already counts them all
             loss = (losses * weights).sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        loss = self._share_of_pairs() * loss
         if self.aux_loss_enabled:
             n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps

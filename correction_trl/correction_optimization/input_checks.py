@@ -80,6 +80,12 @@ def check_batch_size(args: CorrectionOptimizationConfig, train_dataset: Dataset 
         )
 
 
+def check_replay(args: CorrectionOptimizationConfig, replay_dataset: Dataset | None) -> None:
+    """Whether there is something to replay where it is asked for."""
+    if replay_dataset is None and args.replay_share is not None:
+        raise BadInput(f"`replay_share={args.replay_share}` needs a `replay_dataset`.")
+
+
 def check_reward_funcs(
     args: CorrectionOptimizationConfig, reward_funcs: Callable | list[Callable] | None
 ) -> list[Callable]:

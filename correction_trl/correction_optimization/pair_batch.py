@@ -26,6 +26,7 @@ PAIR_COLUMNS = ("pair_weight", "unchanged", "missing", "edit_ratio", "response_t
 # What else a batch holds that is not for the model.
 NOT_FOR_THE_MODEL = {
     *PAIR_COLUMNS,
+    "replayed",
     "values",
     "sampled_at",
     "n_tokens",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..data_utils import chat_template_kwargs, message_text
+from ..data_utils import chat_template_kwargs
 from ..errors import BadInput
 from ..policy.completions import CompletionEncoder
 from ..policy.tokenization import tokenize_prompt
@@ -31,20 +31,9 @@ def tokenize_pair(row: dict[str, Any], index: int, encode: CompletionEncoder, na
     try:
         prompt_text, prompt_ids = tokenize_prompt(encode.tokenizer, prompt, **kwargs)
         what = "response"
-        response = _encode(encode, row["rejected"], prompt, prompt_text, prompt_ids, kwargs, None)
+        response = encode.reply(prompt, prompt_text, prompt_ids, row["rejected"], kwargs)
         what = "correction"
-        correction = _encode(encode, row["chosen"], prompt, prompt_text, prompt_ids, kwargs, response)
+        correction = encode.reply(prompt, prompt_text, prompt_ids, row["chosen"], kwargs, response)
     except BadInput as error:
         raise BadInput(f"Row {index} of the {name} dataset, {what}: {error}") from error
     return {"prompt_ids": prompt_ids, "rejected_ids": response, "chosen_ids": correction}
-
-
-def _encode(encode, completion, prompt, prompt_text, prompt_ids, kwargs, own_ids) -> list[int]:
-    if isinstance(completion, str):
-        text = completion
-    else:
-        messages = [{key: value for key, value in message.items() if value is not None} for message in completion]
-        if len(messages) > 1 or set(messages[0]) - {"role", "content"}:
-            return encode.messages(prompt, prompt_text, messages, kwargs)
-        text = message_text(messages)
-    return encode(prompt, prompt_text, prompt_ids, text, kwargs, own_ids)

@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data_utils import message_text
 from ..errors import BadInput
 from ..functions import Prompt
 from .tokenization import decode, plain_ids, render_chat
@@ -256,6 +257,38 @@ class CompletionEncoder:
                 kept[i] = None
                 warnings.warn(f"A correction without thoughts is left out. {error}", stacklevel=2)
         return ids, kept
+
+    def reply(
+        self,
+        prompt: Prompt,
+        prompt_text: str,
+        prompt_ids: list[int],
+        completion: str | list[dict[str, Any]],
+        kwargs: dict[str, Any],
+        own_ids: Sequence[int] | None = None,
+    ) -> list[int]:
+        """
+        Ids of a completion as it stands in a dataset: a text, a message, or several.
+
+        Args:
+            prompt, prompt_text, prompt_ids, own_ids:
+                As of [`__call__`].
+            completion (`str` or `list[dict]`):
+                Plain text, or messages.
+            kwargs (`dict`):
+                With which the prompt was rendered.
+
+        Raises:
+            BadInput: As [`__call__`] and [`messages`].
+        """
+        if isinstance(completion, str):
+            text = completion
+        else:
+            messages = [{key: value for key, value in message.items() if value is not None} for message in completion]
+            if len(messages) > 1 or set(messages[0]) - {"role", "content"}:
+                return self.messages(prompt, prompt_text, messages, kwargs)
+            text = message_text(messages)
+        return self(prompt, prompt_text, prompt_ids, text, kwargs, own_ids)
 
     def messages(
         self, prompt: list[dict[str, Any]], prompt_text: str, messages: list[dict[str, Any]], kwargs: dict[str, Any]
