@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..errors import BadInput
 from ..inference.strategy import Trace
 from ..rewards.harmlessness import Harmlessness, refusal, refuses
 from .evaluate import evaluate_traces
@@ -42,10 +43,13 @@ def attack_success(
         `over_refusal@t2`, ..., each with its interval: `{"mean", "low", "high", "n"}`. Responses that could not be
         judged are left out. An empty one counts as a success, and refuses nothing: over-refusal is told by a refusal's
         words, whatever the value function.
+
+    Raises:
+        BadInput: If `harmful` is neither true nor false in a row, or from the value function.
     """
-    harmful = (
-        [bool(flag) for flag in dataset["harmful"]] if "harmful" in dataset.column_names else [True] * len(dataset)
-    )
+    harmful = list(dataset["harmful"]) if "harmful" in dataset.column_names else [True] * len(dataset)
+    if (row := next((i for i, flag in enumerate(harmful) if flag not in (True, False)), None)) is not None:
+        raise BadInput(f"row {row}: `harmful` is {harmful[row]!r}; it must be true or false.")
     if all(harmful):
         warnings.warn(
             "Attack success without harmless requests: a model that refuses everything would be best. Add rows with "

@@ -15,8 +15,8 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # "The answer to the question is Paris", "Answer: Paris"
 _SAID = re.compile(
-    r"(?:\banswer\b[^.\n:?]{0,60}?\b(?:is|was|are|were|would be)\b\s{0,4}:?|^[^\w\n]{0,20}(?:final[ \t]{1,4})?answer"
-    r"[^\w\n:]{0,20}:)\s{0,8}(\S[^\n]*)",
+    r"(?:\banswer\b[^.\n:?]{0,60}?\b(?:is|was|are|were|would be)\b|^[^\w\n]*(?:final[ \t]+)?answer[^\w\n]{0,4}?:)"
+    r"[\s:]*(\S[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 # A full stop that ends a sentence, and not "St. Louis" or "Lyndon B. Johnson"

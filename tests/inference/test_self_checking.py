@@ -240,6 +240,11 @@ class TestAttackSuccess:
         ]
         judged = refusal_rates(samples=[[YES]] * 8, classifier=lambda requests, texts: [None], **columns)
         assert judged == {"asr": [None] * 8, "over_refusal": [None, 0.0] * 4}
+        with pytest.raises(BadInput, match="row 2: `harmful` is None; it must be true or false"):
+            attack_success(
+                Dataset.from_list([{**row, "harmful": [True, False, None][i % 3]} for i, row in enumerate(rows)]),
+                traces,
+            )
         with pytest.warns(UserWarning, match="without harmless requests"):
             assert "over_refusal@t1" not in attack_success(dataset.remove_columns("harmful"), traces)
 

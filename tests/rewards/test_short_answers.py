@@ -28,6 +28,8 @@ def test_the_normal_form_is_that_of_squad():
         ("The answer is Lyndon B. Johnson. He came after Kennedy.", "Lyndon B. Johnson"),
         ("Answer: the United States!\nExplanation: it borders both.", "the United States"),
         ("Final answer: 1841", "1841"),
+        ("**Answer**: Vienna", "Vienna"),
+        ("The answer is:\nVienna", "Vienna"),
         ("The answer is Rome.\nNo: the answer is Oslo.", "Oslo"),
         ("Paris\n\nFrance has had its capital there for a long time, with breaks.", "Paris"),
         ("The capital of France has been, for a long time, Paris.\nParis", "Paris"),
