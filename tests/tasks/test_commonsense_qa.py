@@ -86,6 +86,9 @@ def test_concepts_are_hidden_and_restored_and_the_configured_run_corrects(rows):
         text = messages[-1]["content"]
         if "Is this proposition" in text:
             return "INCORRECT"
+        if "Which concept of this question matters most" in text:
+            phrase = key_condition(text.partition("\n\n")[0], "concept").text
+            return f"The most relevant concept is {phrase} and its category is unknown."
         for condition in concepts:
             if text.startswith(condition.masked_question):
                 known = f"Suppose the answer is {right[condition.question]}." in text

@@ -145,6 +145,9 @@ def test_the_configured_run_reads_documents_verifies_and_corrects(rows):
             return "A document" + (" without list" if "not in list" in text else "") + "."
         if "Is this proposition correct?" in text:
             return "INCORRECT"
+        if "Which entity of this question matters most" in text:
+            phrase = key_condition(text.partition("\n\n")[0], "entity").text
+            return f"The most relevant entity is {phrase} and its category is a name."
         masked = next((masked for masked in hidden if text.startswith(masked)), None)
         if masked is not None:
             right = f"Suppose the answer is {by_question[hidden[masked]]['answer'][0]}." in text
@@ -160,7 +163,8 @@ def test_the_configured_run_reads_documents_verifies_and_corrects(rows):
     assert found.table == ["f1@t1", "contains@t1", "f1@t2", "contains@t2"]
     assert [found.metrics[key]["mean"] for key in found.table] == [0, 0, 1, 1]
     assert found.counts["stop: verified"] == len(rows)
-    assert len(chat.asked) == 7 * len(rows)  # document, answer, check, proposition, document, answer, check
+    # Document, answer, condition, check, proposition; document, answer, check
+    assert len(chat.asked) == 8 * len(rows)
 
 
 def test_passages_come_from_a_function_that_the_config_names(rows):
