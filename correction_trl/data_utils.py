@@ -364,7 +364,9 @@ def file_loader(path: Path) -> str:
     Raises:
         BadInput: If it is none that can be read.
     """
-    loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    loader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(
+        Path(path.name.removesuffix(".gz")).suffix
+    )
     if loader is None:
         raise BadInput(f"{path}: unknown kind of file; .jsonl, .json, .csv and .parquet can be read.")
     return loader
@@ -378,7 +380,8 @@ def load_split(
     data_function: Callable[[Dataset], Dataset] | None = None,
 ) -> Dataset:
     """
-    One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+    One split of a dataset: a Hub id, a local folder, or a `.jsonl`, `.json`, `.csv` or `.parquet` file,
+    compressed by gzip (`.jsonl.gz`) or not.
 
     Args:
         name (`str`):

@@ -47,6 +47,7 @@ class SelfCorrectionScriptArguments(ScriptArguments):
         },
     )
     samples_per_prompt: int = field(default=1, metadata={"help": "Two-turn dialogues per problem and round."})
+    only_pairs: bool = field(default=False, metadata={"help": "Build the pairs of a round, and train nothing."})
     rounds: int = field(default=1, metadata={"help": "Rounds of sampling and training."})
 
 
@@ -71,8 +72,11 @@ def main(script_args, training_args, model_args):
         instruction=named_text(script_args.instruction or SELF_CORRECTION_INSTRUCTION, "instruction"),
         correct_threshold=script_args.correct_threshold,
         eval_dataset=job.test,
+        only_pairs=script_args.only_pairs,
         **job.trainer_kwargs(CORRECTION_OPTIMIZATION_NUMBERS),
     )
+    if script_args.only_pairs:
+        return PartialState().destroy_process_group()
     job.finish(done.trainer, done.before, done.after, log_history=done.log_history, rounds=done.counts)
 
 

@@ -26,9 +26,12 @@ _PUBLIC = {
     "load_dialogues": "_self_checking",
     "load_model": "chat",
     "multiple_choice": "answers",
+    "parallel": "_compute_curve",
+    "parallel_corrected": "_compute_curve",
     "problems_of": "_solve",
     "proco": "_proco",
     "refusal_demonstrations": "_refusal_baselines",
+    "repair": "_repair",
     "resample": "_controls",
     "run": "strategy",
     "samples_agree": "_gated_revision",
@@ -49,11 +52,13 @@ __all__ = [*_PUBLIC]
 __getattr__, __dir__ = lazy_face(__name__, _PUBLIC)
 
 if TYPE_CHECKING:
+    from ._compute_curve import parallel, parallel_corrected  # noqa: F401
     from ._controls import best_of_n, resample, self_consistency  # noqa: F401
     from ._gated_revision import ask_whether_right, gated_revision, samples_agree  # noqa: F401
     from ._intrinsic import intrinsic  # noqa: F401
     from ._proco import proco, verify_by_key_condition  # noqa: F401
     from ._refusal_baselines import refusal_demonstrations, self_reminder  # noqa: F401
+    from ._repair import repair  # noqa: F401
     from ._self_checking import (  # noqa: F401
         checked_dialogues,
         load_dialogues,

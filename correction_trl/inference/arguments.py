@@ -15,11 +15,13 @@ from ..errors import BadInput
 from ..functions import import_function, named_text, with_settings
 from ..policy.attempts import SELF_CORRECTION_INSTRUCTION
 from ..policy.rollout import ROLLOUT_WEIGHTS, Rollouts
+from ._compute_curve import parallel, parallel_corrected
 from ._controls import best_of_n, resample, self_consistency
 from ._gated_revision import ask_whether_right, gated_revision, samples_agree
 from ._intrinsic import intrinsic
 from ._proco import proco, verify_by_key_condition
 from ._refusal_baselines import refusal_demonstrations, self_reminder
+from ._repair import repair
 from ._self_checking import self_checking
 from ._self_refine import self_refine
 from ._with_corrector import Corrector, with_corrector
@@ -170,6 +172,9 @@ def make_strategies(
         "self_reminder": partial(self_reminder),
         "refusal_demonstrations": partial(refusal_demonstrations),
         "with_corrector": partial(with_corrector, corrector=corrector),
+        "repair": partial(repair, turns=turns, instruction=instruction),
+        "parallel": partial(parallel, extract_answer=extract_answer),
+        "parallel_corrected": partial(parallel_corrected, instruction=instruction, extract_answer=extract_answer),
         **controls,
     }
     names = dict.fromkeys([*arguments.strategies, *(controls if arguments.controls else ())])

@@ -39,6 +39,7 @@ from .run_metrics import (
 logger = logging.getLogger(__name__)
 
 _COLORS = ["#2b6a99", "#c9742b", "#4d8a57", "#7d5fa3", "#a3261b", "#6b7075", "#b59a2b", "#2b9994"]
+COMPUTE_CURVE = ("parallel", "parallel_corrected")  # strategies whose attempt t has a budget of 2^t samples
 _RIGHT, _WRONG, _GAIN, _LOSS = "#2b6a99", "#c8ccd0", "#4d8a57", "#a3261b"
 
 
@@ -219,6 +220,21 @@ def plot_accuracy_by_turn(evaluations: Mapping[str, Evaluation], path: str | os.
     return _plot_accuracy(evaluations, path, points, "attempts", "Right after each attempt", whole=True)
 
 
+def plot_inference_compute(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> Path | None:
+    """
+    Draw how many problems the majority of K samples answers right, against K = 2, 4, ...: the strategies `parallel`
+    and `parallel_corrected`, attempt t of which is that of 2^t samples. `None` where neither was run.
+    """
+    curve = {name: found for name, found in evaluations.items() if name in COMPUTE_CURVE}
+    if not curve:
+        return None
+
+    def points(evaluation: Evaluation) -> list[float]:
+        return [2**t for t in range(1, last_turn(evaluation) + 1)]
+
+    return _plot_accuracy(curve, path, points, "samples per problem (K)", "Majority of K samples", whole=False)
+
+
 def plot_accuracy_tokens(evaluations: Mapping[str, Evaluation], path: str | os.PathLike) -> Path | None:
     """
     Draw how many problems are right against the tokens that were generated for it, checks and feedback included: one
@@ -389,8 +405,10 @@ def write_evaluation(
         print_strategies(evaluations, main, f"{title} on {data} ({split}), {how[0].lower()}{how[1:].rstrip('.')}")
         pictures["transitions.png"][f"{main}: {title}"] = evaluations[main]
     plot_transitions(pictures["transitions.png"], output_dir / "transitions.png")
-    plot_accuracy_by_turn(after, output_dir / "accuracy_by_turn.png")
+    if by_turn := {name: found for name, found in after.items() if name not in COMPUTE_CURVE}:
+        plot_accuracy_by_turn(by_turn, output_dir / "accuracy_by_turn.png")
     plot_accuracy_tokens(after, output_dir / "accuracy_tokens.png")
+    plot_inference_compute(after, output_dir / "inference_compute.png")
 
     shared = [key for key in after[main].metrics if before is None or key in before[main].metrics]
     sides = {role: {key: found[main].metrics[key] for key in shared} for role, (_, found) in models.items()}

@@ -89,6 +89,10 @@ class SCoReConfig(RLOOConfig):
             length and cut into forwards of at most so many tokens, padding included; the gradient is the same however
             they are cut. `"auto"`: as many as the GPU's memory takes, tried once on the longest rows; on a CPU, and
             with `None`, forwards of `per_device_train_batch_size` rows.
+        keep_best_reward (`bool`, *optional*, defaults to `False`):
+            End with the checkpoint of the highest training reward, as the paper does: the mean reward of all attempts
+            over the updates since the checkpoint before it; of two stages, those of Stage II. `save_total_limit` keeps
+            it.
     """
 
     _VALID_DICT_FIELDS = RLOOConfig._VALID_DICT_FIELDS
@@ -147,6 +151,9 @@ class SCoReConfig(RLOOConfig):
     max_tokens_per_micro_batch: str | None = field(
         default="auto", metadata={"help": "Most tokens of one forward, padding included; or auto, or null."}
     )
+    keep_best_reward: bool = field(
+        default=False, metadata={"help": "End with the checkpoint of the highest training reward."}
+    )
 
     def __post_init__(self):
         check_rollout_settings(self)
@@ -161,6 +168,8 @@ class SCoReConfig(RLOOConfig):
         for name, remedy in _UNUSED_RLOO_SETTINGS.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise BadInput(f"`{name}` has no meaning in SCoRe: {remedy}.")
+        if self.keep_best_reward:
+            self._check_keep_best_reward()
         self.stage = str(self.stage)  # YAML reads `stage: 1` as a number
         if self.stage not in ("1", "2", "both"):
             raise BadInput(f"`stage` must be '1', '2' or 'both', got {self.stage!r}.")
@@ -186,6 +195,17 @@ class SCoReConfig(RLOOConfig):
             raise BadInput(f"`reference` must be 'base' or 'stage_1', got {self.reference!r}.")
         if self.kl_estimator not in KL_ESTIMATORS:
             raise BadInput(f"`kl_estimator` must be one of {', '.join(KL_ESTIMATORS)}, got {self.kl_estimator!r}.")
+
+    def _check_keep_best_reward(self):
+        if self.save_strategy == "no":
+            raise BadInput(
+                "`keep_best_reward` chooses among checkpoints: set `save_strategy: steps`, and `save_steps`."
+            )
+        if self.load_best_model_at_end:
+            raise BadInput(
+                "`keep_best_reward` chooses by the training reward and `load_best_model_at_end` by an evaluation; set "
+                "one of them."
+            )
 
     def stage_at(self, step: int, max_steps: int) -> int:
         """

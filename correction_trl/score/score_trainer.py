@@ -86,7 +86,8 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
     tokens), `_prepare_inputs` (sampling seeded by step, so that a resumed run samples
     what the uninterrupted one did, except with vLLM), `_generate_and_score_completions` (several attempts),
     `_calculate_rewards` (names the row that raised), `_compute_loss` (credit per attempt), `evaluate` (all
-    self-correction metrics), `log`, `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂ and the reference).
+    self-correction metrics), `log`, `train` (ends with the best checkpoint, with `keep_best_reward`),
+    `_save_checkpoint` and `_load_optimizer_and_scheduler` (β₂, the reference, the best reward).
     With `steps_per_generation` above `gradient_accumulation_steps`, a run that is resumed between two generations
     samples anew there.
 
@@ -244,6 +245,7 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         self._slices: list[dict[str, torch.Tensor]] = []  # rollouts of an update that wait for its last step
         self._beta_2 = args.beta_2
         self._first_attempt_kl = [0.0, 0.0]  # sum and count since the last adaptation of beta_2
+        self._reward_since_save = [0.0, 0]  # sum and count of attempts
 
     def _take_reference(self, reference: PreTrainedModel):
         """Prepare a reference as RLOOTrainer prepares its own."""
@@ -723,6 +725,10 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         gathered = gather(torch.tensor(list(columns.values()), device=device).T.contiguous())
         for name, values in zip(columns, gathered.unbind(1), strict=True):
             add(name, values)
+        if mode == "train" and (stage == 2 or args.stage == "1"):
+            judged = rewards[~rewards.isnan()]
+            self._reward_since_save[0] += judged.sum().item()
+            self._reward_since_save[1] += judged.numel()
         metrics["stage"].append(float(stage))
         metrics["beta_2"].append(self._beta_2 if stage == 1 else 0.0)
 
@@ -849,6 +855,25 @@ class SCoReTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrainerMixi
         return totals
 
     # ------------------------------------------------------------------ checkpoints
+
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        if self.args.keep_best_reward and self.state.best_model_checkpoint is not None:
+            self.accelerator.print(
+                f"Kept {Path(self.state.best_model_checkpoint).name}, with the highest training reward "
+                f"({self.state.best_metric:.4g})."
+            )
+            self._load_best_model()
+        return result
+
+    def _save_checkpoint(self, model, trial):
+        total, count = self._reward_since_save
+        self._reward_since_save = [0.0, 0]
+        best = self.state.best_metric
+        if self.args.keep_best_reward and count and (best is None or total / count > best):
+            # Trainer makes the checkpoint of this step the best one, and rotates others
+            self.state.best_metric, self.state.best_global_step = total / count, self.state.global_step
+        super()._save_checkpoint(model, trial)
 
     def _side_files(self) -> list[str]:
         return [STATE_FILE, REFERENCE_FILE] if self._keeps_reference() else [STATE_FILE]

@@ -126,6 +126,7 @@ def train_rounds(
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: PeftConfig | None = None,
     callbacks: list[TrainerCallback] | None = None,
+    only_pairs: bool = False,
 ) -> TrainedRounds:
     """
     Self-Correction Learning ([paper](https://huggingface.co/papers/2410.04055)): in each round the model answers every
@@ -168,6 +169,8 @@ def train_rounds(
             Adapter to train, one for all rounds.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks of each round's trainer.
+        only_pairs (`bool`, *optional*, defaults to `False`):
+            Build the pairs of the first round, and train on nothing: `round_1/pairs.parquet` is a preference dataset.
 
     Returns:
         [`TrainedRounds`].
@@ -222,7 +225,7 @@ def train_rounds(
     resumed_round = _round_of(checkpoint)
     images = train_dataset if set(IMAGE_COLUMNS) & set(train_dataset.column_names) else None
     policy = load(None)
-    done = TrainedRounds(before=evaluate("before"))
+    done = TrainedRounds(before=None if only_pairs else evaluate("before"))
     folder = None  # of the model that a round begins with
     for number in range(1, rounds + 1):
         round_dir = output_dir / f"round_{number}"
@@ -243,12 +246,12 @@ def train_rounds(
             transcripts = sample(train_dataset, args.temperature, args.seed + number, samples_per_prompt)
             pairs, counts = make_pairs(transcripts, pair_prompt, correct_threshold, instruction, images)
             counts = {"round": number, **counts}
-            if state.is_main_process:
-                round_dir.mkdir(parents=True, exist_ok=True)
-                pairs.to_parquet(pairs_file)
-                counts_file.write_text(json.dumps(counts))
+            _save_pairs(pairs, counts, pairs_file, counts_file)
         done.counts.append(counts)
         found = ", ".join(f"{name} {count}" for name, count in counts.items() if count and name != "round")
+        if only_pairs:
+            state.print(f"{found}: {pairs_file}")
+            return done
         state.print(f"Round {number}: {found}; training ...")
         args.output_dir = str(round_dir)
         done.trainer = trainer = SelfCorrectionDPOTrainer(
@@ -266,9 +269,7 @@ def train_rounds(
         show_readable_progress(trainer)
         guard_trackers(trainer, keep_open=number == rounds, examples=done.before.examples if done.before else [])
         trainer.train(resume_from_checkpoint=checkpoint if number == resumed_round else None)
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
-            policy.delete_adapter("ref")  # DPOTrainer's frozen copy of the adapter that the round began with
+        policy = _without_reference(trainer.accelerator.unwrap_model(trainer.model))
         folder = str(output_dir if number == rounds else round_dir)
         trainer.save_model(folder)
         steps = done.log_history[-1]["step"] if done.log_history else 0
@@ -284,6 +285,20 @@ def _check_rounds(args: CorrectionOptimizationConfig, rounds: int, samples_per_p
         raise BadInput("Sampling needs the whole model in each process; use DDP or ZeRO-2 instead of FSDP or ZeRO-3.")
     if rounds < 1 or samples_per_prompt < 1:
         raise BadInput("`rounds` and `samples_per_prompt` must be at least 1.")
+
+
+def _without_reference(policy: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
+    """Without DPOTrainer's frozen copy of the adapter that the round began with."""
+    if isinstance(policy, PeftModel) and "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
+    return policy
+
+
+def _save_pairs(pairs: Dataset, counts: dict[str, int], pairs_file: Path, counts_file: Path) -> None:
+    if PartialState().is_main_process:
+        pairs_file.parent.mkdir(parents=True, exist_ok=True)
+        pairs.to_parquet(pairs_file)
+        counts_file.write_text(json.dumps(counts))
 
 
 def _round_of(checkpoint: str | None) -> int | None:

@@ -18,10 +18,14 @@ from types import ModuleType
 # A module each, imported on first use
 __all__ = [
     "bbq",
+    "code_generation",
     "commongen",
     "commonsense_qa",
+    "competition_math",
     "e2e",
     "jailbreaks",
+    "math_programs",
+    "multiple_choice",
     "open_domain",
     "toxicity",
 ]

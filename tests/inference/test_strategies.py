@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from scripted_chat import ScriptedChat
 
+from correction_trl.errors import BadInput
 from correction_trl.inference import (
     Problem,
     Trace,
@@ -15,6 +16,9 @@ from correction_trl.inference import (
     intrinsic,
     last_number,
     multiple_choice,
+    parallel,
+    parallel_corrected,
+    repair,
     resample,
     run,
     samples_agree,
@@ -262,3 +266,44 @@ class TestRun:
 )
 def test_answers_in_one_writing(function, response, answer):
     assert function(response) == answer
+
+
+class TestTheInferenceComputeCurve:
+    def test_the_majority_of_each_budget_of_first_attempts(self):
+        chat, trace = play(parallel, list("34533333"), samples=8, temperature=0.9)
+        assert trace.responses == ["3", "3", "3"] and trace.replies == 8 and trace.tokens == [2, 2, 4]
+        assert chat.options == [(0.9, 64)] * 8 and all(len(messages) == 2 for messages in chat.asked)
+        assert play(parallel, list("5444"), samples=4)[1].responses == ["5", "4"]
+
+    def test_half_as_many_are_corrected_once_each_and_the_second_attempts_vote(self):
+        chat, trace = play(parallel_corrected, [*"1111", *"5344"], samples=8, instruction="Again?")
+        assert trace.responses == ["5", "5", "4"]  # of one, two and four second attempts
+        assert trace.replies == 8 and trace.tokens == [2, 2, 4] and chat.batches == [4, 4]
+        assert chat.messages[4:] == ["Again?"] * 4
+
+    def test_answers_are_counted_and_not_words(self):
+        said = ["no", r"It is \boxed{4}.", r"So \boxed{5}.", r"\boxed{4.0}"]
+        assert play(parallel, list(said), samples=4, extract_answer=final_answer)[1].responses == said[1:2] * 2
+
+    @pytest.mark.parametrize("samples", [2, 12])
+    def test_a_budget_that_is_no_power_of_two_is_refused(self, samples):
+        with pytest.raises(BadInput, match=f"a power of two from 4 on, got {samples}"):
+            play(parallel, ["4"] * samples, samples=samples)
+
+
+class TestRepair:
+    def test_the_stored_attempt_is_the_models_own_first_reply(self):
+        problem = Problem(QUESTION, {"answer": "4", "draft": "5"})
+        settings = {"attempt_column": "draft", "turns": 3, "instruction": "Again?"}
+        chat, trace = play(repair, ["3", "4"], problem, **settings)
+        assert trace.responses == ["5", "3", "4"] and trace.tokens == [0, 1, 1] and trace.replies == 2
+        assert [message["content"] for message in chat.asked[0]] == ["Be brief.", "2 + 2 =", "5", "Again?"]
+
+    def test_after_a_plain_prompt(self):
+        chat, _ = play(repair, ["4"], Problem("2 + 2 = ", {"first_attempt": "5"}), instruction="Again?")
+        assert chat.messages == ["2 + 2 = 5\n\nAgain?\n\n"]
+
+    @pytest.mark.parametrize("attempt", [None, " "])
+    def test_a_row_without_one_is_a_sentence(self, attempt):
+        with pytest.raises(BadInput, match="stored attempt in the column 'first_attempt' .*are first_attempt"):
+            play(repair, ["4"], Problem(QUESTION, {"first_attempt": attempt}))

@@ -19,6 +19,7 @@ from correction_trl.reporting.strategies_report import (
     last_turn,
     plot_accuracy_by_turn,
     plot_accuracy_tokens,
+    plot_inference_compute,
     plot_transitions,
     print_strategies,
     strategy_rows,
@@ -156,3 +157,15 @@ def test_nothing_that_is_written_holds_a_path_of_this_machine(tmp_path, monkeypa
     assert [line["problem"] for line in lines] == [0, 1, 2, 3]
     assert [line["after"]["intrinsic"]["acc@t1"] for line in lines] == [1, 1, 1, 0]
     assert [line["before"]["intrinsic"]["acc@t2"] for line in lines] == [1, 0, 1, 1]
+
+
+def test_the_inference_compute_curve_is_drawn_over_budgets(tmp_path, found, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "correction_trl.reporting.strategies_report._plot_accuracy",
+        lambda evaluations, path, points, *_, **__: drawn.update({n: points(e) for n, e in evaluations.items()}),
+    )
+    curve = {"parallel": evaluation("xx0", "x11", "x22", "yyy"), "parallel_corrected": evaluation("000", "x11", "2")}
+    plot_inference_compute(curve | found, tmp_path / "curve.png")
+    assert drawn == {"parallel": [2, 4, 8], "parallel_corrected": [2, 4, 8]}
+    assert plot_inference_compute(found, tmp_path / "none.png") is None

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import RLOOTrainer
 
 from correction_trl import SCoReConfig, SCoReTrainer
@@ -623,6 +623,44 @@ def test_resuming_gives_the_run_that_was_not_interrupted(make_trainer, plain_pro
     state = json.loads((tmp_path / "whole" / "checkpoint-4" / "score_state.json").read_text())
     assert state["beta_2"] > 0
     assert (tmp_path / "whole" / "checkpoint-4" / "reference.safetensors").is_file() == ("reference" in kind)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_checkpoint_with_the_best_training_reward_is_kept_and_ended_with(
+    make_trainer, plain_prompts, tmp_path, adapter
+):
+    rewards = {1: 0.9, 2: 0.1, 3: 0.5, 4: 0.2}  # by update; stage II from the second on
+
+    def reward(completions, trainer_state, **columns):
+        return [rewards.get(trainer_state.global_step + 1, 0.0)] * len(completions)
+
+    settings = {"max_steps": 4, "stage_1_fraction": 0.25, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(
+        plain_prompts,
+        reward,
+        keep_best_reward=True,
+        save_total_limit=2,
+        learning_rate=1e-2,
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if adapter else None,
+        **settings,
+    )
+    saved = {}
+
+    class Remember(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved[state.global_step] = weights(trainer)
+
+    trainer.add_callback(Remember())
+    trainer.train()
+    assert trainer.state.best_global_step == 3 and trainer.state.best_metric == pytest.approx(0.5)
+    assert {path.name for path in (tmp_path / "output").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    for name, value in weights(trainer).items():
+        assert torch.equal(value, saved[3][name]), name
+    assert any(not torch.equal(value, saved[4][name]) for name, value in weights(trainer).items())
+    resumed = make_trainer(plain_prompts, reward, keep_best_reward=True, **settings)
+    if not adapter:
+        resumed.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-4"))
+        assert resumed.state.best_global_step == 3
 
 
 def test_a_checkpoint_without_its_state_or_of_another_length_is_refused(make_trainer, plain_prompts, tmp_path):

@@ -6,16 +6,22 @@ import sys
 from functools import cache
 
 import pytest
+from datasets import Dataset
 from helpers import ROOT
 
 
 # What makes a config for a GPU one for this test; the pack's own settings stay
+TRAINING = (
+    "--max_steps 1 --train_rows 6 --test_rows 2 --max_completion_length 8 --per_device_train_batch_size 4 "
+    "--gradient_accumulation_steps 1 --per_device_eval_batch_size 8 --generation_batch_size 8 --save_strategy no "
+    "--use_cpu true --bf16 false --dtype float32 --use_peft false --load_in_4bit false --attn_implementation eager "
+    "--gradient_checkpointing false --optim adamw_torch --rollout eager"
+)
 SMALL = {
-    "corrector_sft": "--max_steps 1 --train_rows 6 --test_rows 2 --samples_per_prompt 4 --temperature 2 --top_p 1 "
-    "--per_device_train_batch_size 2 --gradient_accumulation_steps 1 --exploration_steps 1 --exploration_samples 1 "
-    "--max_completion_length 8 --per_device_eval_batch_size 8 --generation_batch_size 8 --save_strategy no "
-    "--use_cpu true --bf16 false --dtype float32 --use_peft false --attn_implementation eager "
-    "--gradient_checkpointing false --rollout eager",
+    "corrector_sft": f"{TRAINING} --samples_per_prompt 4 --temperature 2 --top_p 1 --exploration_steps 1 "
+    "--exploration_samples 1",
+    "score": f"{TRAINING} --max_steps 2 --num_generations 4 --keep_best_reward false",
+    "self_correction_dpo": f"{TRAINING} --temperature 2",
     "evaluate": "--test_rows 2 --max_completion_length 8 --batch_size 8 --dtype float32 --attn_implementation eager",
 }
 
@@ -40,7 +46,8 @@ def launch(tmp_path, tiny_model, monkeypatch):
         argv = ["--config", str(ROOT / "recipes" / "configs" / stem / f"{config}.yaml"), *SMALL[stem].split()]
         argv += ["--model_name_or_path", tiny_model, "--dataset_name", "rows.jsonl", "--output_dir", "out", *arguments]
         recipe(stem).main(*recipe(stem).parse_arguments(argv))
-        return json.loads((tmp_path / "out" / "metrics.json").read_text())
+        metrics = tmp_path / "out" / "metrics.json"
+        return json.loads(metrics.read_text()) if metrics.exists() else None
 
     return launch
 
@@ -71,22 +78,70 @@ def any_value(completions, **columns):
     return [sum(map(ord, text)) % 97 / 97 for text in texts]
 
 
-CORRECTORS = {
-    "toxicity": TOXICITY,
-    "commongen": [
-        {"concepts": [word, "run"], "target": f"a {word} runs"} for word in ("dog", "cat", "man", "cow", "boy")
-    ],
-    "e2e": [
-        {"mr": f"name[{name}], food[Thai]", "ref": f"{name} is thai"} for name in ("bar", "inn", "pub", "den", "hut")
-    ],
-}
+PROGRAMS = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}. #### {n + 1}"} for n in range(6)]
 
 
-@pytest.mark.parametrize("config", CORRECTORS)
-def test_a_corrector_trains_on_it(config, launch):
+@pytest.mark.parametrize(("config", "rows"), [("toxicity", TOXICITY), ("math_programs", PROGRAMS)])
+def test_a_corrector_trains_on_it(config, rows, launch):
     more = ["--value_function", "test_pack_runs:any_value", "--dataset_test_split", "train"]
     if config == "toxicity":
         more += ["--pair_feedback_function", "correction_trl.tasks.toxicity:word_list_fallen"]
         more += ["--feedback_function", "correction_trl.tasks.toxicity:word_list_strongest"]
-    found = launch("corrector_sft", config, CORRECTORS[config], *more, "--test_dataset_name", "rows.jsonl")
-    assert found["after"]["acc@t1"]["n"] == 2 and "acc@t4" in found["after"]
+    else:  # the pack's own functions comment, in the sandbox
+        more += ["--feedback_function", "correction_trl.tasks.math_programs:what_went_wrong"]
+    found = launch("corrector_sft", config, rows, *more, "--test_dataset_name", "rows.jsonl")
+    assert found["after"]["acc@t1"]["n"] == 2
+    assert ("acc@t4" in found["after"]) == (config == "toxicity")  # three corrections, and one
+
+
+def test_constrained_generation(launch, tiny_model):
+    rows = [{"concepts": ["dog", "run"], "target": "a dog runs"}, {"concepts": ["cat"], "target": "a cat"}]
+    settings = json.dumps({"fluency_model": tiny_model})
+    found = launch("evaluate", "commongen", rows, "--corrector", tiny_model, "--table_settings", settings)
+    assert found["after"]["coverage@t1"]["mean"] == found["after"]["all_covered@t4"]["mean"] == 0.0
+    assert found["after"][f"fluency/{tiny_model.rpartition('/')[2]}@t4"]["n"] == 2
+
+
+MBPP = [{"task_id": n, "text": "double it", "test_list": [f"assert f({n}) == {2 * n}"]} for n in range(6)]
+HUMANEVAL = [
+    {"task_id": f"HumanEval/{n}", "prompt": "def f(x):\n", "entry_point": "f", "test": TEST}
+    for n, TEST in enumerate(["def check(candidate):\n    assert candidate(1) == 2\n"] * 2)
+]
+
+
+def test_score_trains_on_mbpp_and_is_tested_on_humaneval(launch, tmp_path):
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HUMANEVAL))
+    found = launch("score", "mbpp", MBPP, "--test_dataset_name", "test.jsonl")
+    assert found["after"]["acc@t2"]["n"] == 2 and found["after"]["acc@t2"]["mean"] == 0.0
+    assert found["config"]["instruction"].startswith("There might be an error in the")
+
+
+def test_the_inference_compute_curve_is_drawn_for_ones_own_model(launch, tmp_path):
+    settings = json.dumps({name: {"samples": 4} for name in ("parallel", "parallel_corrected")})
+    rows = [{"problem": "1 + 1?", "answer": "2"}, {"problem": "1 + 2?", "answer": "3"}]
+    found = launch("evaluate", "inference_compute", rows, "--strategy_settings", settings)
+    assert set(found["strategies"]["after"]) == {"parallel", "parallel_corrected"}
+    assert {name for name in found["after"] if name.startswith("acc@")} == {
+        "acc@t1",
+        "acc@t2",
+    }  # of 2 and of 4 samples
+    assert (tmp_path / "out" / "inference_compute.png").exists()
+    assert not (tmp_path / "out" / "accuracy_by_turn.png").exists()
+
+
+def test_stored_attempts_are_repaired(launch):
+    rows = [
+        {**row, "first_attempt": f"def f(x): return {x}"} for row, x in zip(HUMANEVAL, ("2 * x", "x"), strict=True)
+    ]
+    found = launch("evaluate", "humaneval", rows, "--strategies", "repair", "--controls", "false")
+    assert found["after"]["acc@t1"]["mean"] == 0.5 and found["after"]["acc@t2"]["mean"] == 0.0
+
+
+def test_scl_builds_its_pairs_in_the_paper_s_format(launch, tmp_path):
+    rows = [{"question": f"{n} + 1?", "options": ["A)1", "B)2", "C)3"], "correct": "ABC"[n % 3]} for n in range(6)]
+    more = ["--only_pairs", "true", "--value_function", "test_pack_runs:any_value", "--correct_threshold", "0.5"]
+    assert launch("self_correction_dpo", "aqua", rows, *more) is None  # nothing was trained
+    pairs = Dataset.from_parquet(str(tmp_path / "out" / "round_1" / "pairs.parquet"))
+    counts = json.loads((tmp_path / "out" / "round_1" / "pairs.json").read_text())
+    assert len(pairs) == counts["pairs"] > 0
+    assert all("A. 1\nB. 2\nC. 3 Explain your reasoning" in row["prompt"][0]["content"] for row in pairs)
