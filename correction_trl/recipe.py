@@ -149,6 +149,15 @@ class ScriptArguments(EvaluationDataArguments):
         metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
     )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    regression: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Tasks of lm-eval, such as `gsm8k,ifeval`, that are measured before and after training "
+            "(docs/evaluation.md). Most load their data from the Hub."
+        },
+    )
+    regression_limit: int | None = field(default=None, metadata={"help": "The first so many problems of each task."})
+    regression_path: str | None = field(default=None, metadata={"help": "Folder with task files of your own."})
     log_format: Literal["auto", "rich", "plain"] = field(
         default="auto",
         metadata={
@@ -543,6 +552,16 @@ class TrainingRun:
             from .reporting.trackers import check_trackers
 
             check_trackers(training_args.report_to, training_args.model_init_kwargs)
+        self._regression = None
+        if script_args.regression is not None:
+            from .evaluation.regression import RegressionCheck
+
+            self._regression = RegressionCheck(
+                script_args.regression,
+                script_args.regression_path,
+                script_args.regression_limit,
+                training_args.per_device_eval_batch_size,
+            )
         self._push_to, self._token = take_over_push(training_args)
         self.embedded = script_args.embedded
         self.model_name = model_args.model_name_or_path or embedded_path("tiny-carry-chat")
@@ -654,8 +673,9 @@ class TrainingRun:
         Returns:
             What `evaluation` returned; `None` where nothing is evaluated.
         """
-        if self.test is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            self.test = None
+        is_measured = self.test is not None or self._regression is not None
+        if is_measured and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            self.test = self._regression = None
             trainer.accelerator.print("Sharded training: evaluate the saved model with evaluate.py, before and after.")
         from .reporting.terminal import show_readable_progress
         from .reporting.trackers import guard_trackers
@@ -667,6 +687,8 @@ class TrainingRun:
         if self.test is not None:
             trainer.accelerator.print(f"Evaluating {when} training ...")
             found = evaluation(self.test)
+        if self._regression is not None:
+            self._regression.measure(trainer, when)
         if when == "before":
             guard_trackers(trainer, keep_open=True, examples=[] if found is None else found.examples)
         return found
@@ -713,7 +735,8 @@ class TrainingRun:
                 seconds=time.time() - self._start,
                 config=as_dict(self.script_args, *self._others, self.args, self.model_args),
                 panels=panels,
-                more=more,
+                more=more if self._regression is None else more | {"regression": self._regression.setup},
+                regression=None if self._regression is None else self._regression.found(),
                 dataset_name=self.dataset_name,
                 license="apache-2.0" if self.embedded and self.model_args.model_name_or_path is None else None,
                 **{**card_facts(trainer, self._push_to), "base_model": self.model_name},

@@ -54,11 +54,14 @@ class SelfCorrectionScriptArguments(ScriptArguments):
 def main(script_args, training_args, model_args):
     from accelerate import PartialState
 
+    from correction_trl.errors import BadInput
     from correction_trl.functions import named_text
     from correction_trl.policy.attempts import SELF_CORRECTION_INSTRUCTION
     from correction_trl.reporting import CORRECTION_OPTIMIZATION_NUMBERS
     from correction_trl.self_correction_dpo import train_rounds
 
+    if script_args.regression is not None:
+        raise BadInput("`regression` is not measured here; run lm-eval on both models (docs/evaluation.md).")
     job = TrainingRun(script_args, training_args, model_args)
     value_function = job.function(
         "value_function", embedded="correction_trl.carry_addition:exact_match", required=True

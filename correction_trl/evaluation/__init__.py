@@ -8,11 +8,13 @@ from ..faces import lazy_face
 # Public name -> module. Loaded on first use: most of it needs torch.
 _PUBLIC = {
     "Evaluation": "evaluate",
+    "RegressionCheck": "regression",
     "attack_success": "attacks",
     "distinct": "measures",
     "evaluate_attempts": "attempts",
     "evaluate_corrections": "corrections",
     "evaluate_corrector": "corrector",
+    "evaluate_regression": "regression",
     "evaluate_traces": "evaluate",
     "fluency_column": "measures",
     "mean_of": "measures",
@@ -31,3 +33,4 @@ if TYPE_CHECKING:
     from .corrector import evaluate_corrector  # noqa: F401
     from .evaluate import Evaluation, evaluate_traces  # noqa: F401
     from .measures import distinct, fluency_column, mean_of, values_of_samples  # noqa: F401
+    from .regression import RegressionCheck, evaluate_regression  # noqa: F401

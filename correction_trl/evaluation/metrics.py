@@ -137,7 +137,7 @@ def is_rate(name: str) -> bool:
     """Whether a metric is 0 or 1 for each problem, or the mean of that over its samples: by the metric's name."""
     name = name.removesuffix("/sampled")
     return name.startswith(
-        ("acc@", "acc_", "asr@", "over_refusal@", "contains@", "delta(", "corrections/", "responses/")
+        ("acc@", "acc_", "asr@", "over_refusal@", "contains@", "delta(", "corrections/", "responses/", "regression/")
     ) or name in ("fix_rate", "answer_changed")
 
 

@@ -50,6 +50,9 @@ METRIC_DESCRIPTIONS = {
 FLUENCY_LIMIT = 0.5
 
 
+_FRACTIONS_OF_LM_EVAL = ("acc", "exact_match", "em", "f1", "inst_level", "mc1", "mc2", "pass@", "prompt_level")
+
+
 def write_metrics(
     path: str | os.PathLike,
     before: Mapping[str, Summary],
@@ -218,6 +221,8 @@ def metric_unit(name: str) -> str:
     name = name.removesuffix("/sampled")
     if name.startswith("logps/") or name in ("correction_amount", "entropy", "kl"):
         return "nats"
+    if name.startswith("regression/"):
+        return "%" if name.rpartition("/")[2].startswith(_FRACTIONS_OF_LM_EVAL) else ""
     if is_rate(name) or name.startswith(("f1@", "bias_")):
         return "%"
     if name.endswith(("_ratio", "_rate", "_changed", "_accuracy")) or name == "accuracy":

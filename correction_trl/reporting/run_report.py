@@ -30,6 +30,7 @@ def write_report(
     config: Any,
     panels: Sequence[tuple[str, str, Mapping[str, str]]] | None = None,
     more: Mapping[str, Any] | None = None,
+    regression: tuple[Evaluation, Evaluation] | None = None,
     **card: Any,
 ) -> dict[str, Any]:
     """
@@ -54,6 +55,8 @@ def write_report(
             Panels of the learning curves; see [`plot_learning_curves`].
         more (`dict`, *optional*):
             Further entries of `metrics.json`.
+        regression (`tuple[Evaluation, Evaluation]`, *optional*):
+            Before and after training, from [`~evaluation.evaluate_regression`]; joins the metrics.
         **card:
             Further arguments of [`write_model_card`]: `base_model`, `dataset_name`, `method`, ...
 
@@ -86,11 +89,12 @@ def write_report(
             {side: found.per_problem for side, found in sides.items()},
         )
     warning = drift_warning(before.metrics, after.metrics) if before is not None and after is not None else None
+    kept = regression or (Evaluation({}, {}, []), Evaluation({}, {}, []))  # what the policy could do before
     metrics = write_metrics(
         output_dir / "metrics.json",
-        before=before.metrics if before is not None else {},
-        after=after.metrics if after is not None else {},
-        difference=difference,
+        before=(before.metrics if before is not None else {}) | kept[0].metrics,
+        after=(after.metrics if after is not None else {}) | kept[1].metrics,
+        difference=difference | compare(*kept, keys=kept[1].per_problem),
         seconds=seconds,
         config=config,
         peak_memory_gib=_peak_memory_gib(),
