@@ -73,10 +73,10 @@ def main(args, asking, model_args):
     if args.update_card and not (Path(model_name) / "README.md").is_file():
         raise BadInput(f"`update_card` is set, but there is no {Path(model_name) / 'README.md'}.")
     dataset = args.load(dataset_name, args.dataset_test_split, args.test_rows)
-    problems = problems_of(dataset, value_function)
+    table_function = named_function(args, "table_function", settings="table_settings")
+    problems = problems_of(dataset, value_function, table_function)
     corrector = make_corrector(asking, model_args, accelerator.device)
     strategies = make_strategies(asking, value_function, corrector)
-    table_function = named_function(args, "table_function", settings="table_settings")
 
     def evaluate(model):
         version = model_version(model, model_args.model_revision)

@@ -8,15 +8,15 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data_utils import check_dataset, problem_ids, share_of_process
-from ..functions import call_value_function
+from ..functions import call_table_function, call_value_function
 from .chat import Chat
 from .strategy import Problem, Strategy, Trace, run
 from .trace_store import TraceStore, trace_key
 
 
-def problems_of(dataset: Dataset, value_function: Callable) -> list[Problem]:
+def problems_of(dataset: Dataset, value_function: Callable, table_function: Callable | None = None) -> list[Problem]:
     """
-    The problems of a dataset, after a look at them and at the value function: what is wrong is said before hours of
+    The problems of a dataset, after a look at them and at the functions: what is wrong is said before hours of
     sampling.
 
     Args:
@@ -24,14 +24,18 @@ def problems_of(dataset: Dataset, value_function: Callable) -> list[Problem]:
             Column `prompt`, and whatever the value function needs.
         value_function (`Callable`):
             With TRL's `reward_funcs` signature.
+        table_function (`Callable`, *optional*):
+            As in [`~correction_trl.evaluation.evaluate_traces`].
 
     Raises:
-        BadInput: If a prompt is not usable, or the value function cannot judge an empty response.
+        BadInput: If a prompt is not usable, or one of the functions cannot judge an empty response.
     """
     check_dataset(dataset, "the evaluation dataset", value_function)
     problems = [Problem.of(row) for row in dataset]
     columns = {name: [value] for name, value in problems[0].columns.items()}
     call_value_function(value_function, [problems[0].prompt], [""], columns)
+    if table_function is not None and PartialState().is_main_process:  # which alone will call it
+        call_table_function(table_function, [problems[0].prompt], [[""]], columns)
     return problems
 
 

@@ -53,7 +53,7 @@ REVIEW_SCENE = (
     + _END
 )
 
-MARKED = re.compile(r"##\s{0,4}\(?([A-J]|\d)\)?\s{0,4}##")
+MARKED = re.compile(r"##([^#\n]{1,60})(?=##)")
 FORMS = (
     ("question", "options", "correct"),  # AQuA
     ("question", "choices", "answer"),  # ScienceQA
@@ -65,8 +65,8 @@ FORMS = (
 
 def problems(dataset: Dataset) -> Dataset:
     """
-    One row per question: `prompt` (a message), `answer` (a letter) and, where there is one, `image`; rows without a
-    right answer are left out. Choices that come as numbers get letters.
+    One row per question: `prompt` (a message), `answer` (a letter; in RealWorldQA also a word or a number) and, where
+    there is one, `image`. Rows without a right answer are left out; choices that come as numbers get letters.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -85,7 +85,7 @@ def problems(dataset: Dataset) -> Dataset:
             continue
         question = "\n".join(filter(None, [row.get("hint"), row["question"], _choices(row, form)]))
         prompts.append([{"role": "user", "content": question + _END}])
-        answers.append(LETTERS[int(gold)] if str(gold).isdecimal() else str(gold).strip("() .").upper())
+        answers.append(LETTERS[int(gold)] if form == FORMS[1] and str(gold).isdecimal() else _tidy(str(gold)))
         kept.append(number)
     found = Dataset.from_dict({"prompt": prompts, "answer": answers})
     if not image:
@@ -111,9 +111,14 @@ def _choices(row: dict, form: tuple[str, ...]) -> str:
     return "\n".join(f"{letter}. {choice}" for letter, choice in listed)
 
 
+def _tidy(text: str) -> str:
+    """A choice without what stands around it: `(b)` and `B.` are `B`; RealWorldQA's words and numbers stay."""
+    return text.strip("() .*").upper()
+
+
 def answer(response: str) -> str | None:
     """The last choice between two `##`, `None` if there is none; for `extract_answer`."""
-    marked = MARKED.findall(after_thinking(response))
+    marked = [found for found in map(_tidy, MARKED.findall(after_thinking(response))) if found]
     return marked[-1] if marked else None
 
 

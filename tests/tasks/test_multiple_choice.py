@@ -56,9 +56,23 @@ def test_each_form_with_an_image(name):
 
 def test_what_is_read_as_the_choice():
     assert multiple_choice.answer("A or B? ## A ## ... no: ## (B) ##") == "B"
+    assert multiple_choice.answer("## Step 1 ##\n## **(c).** ##") == "C"
+    assert multiple_choice.answer("## A\n\n## B ##") == "B" and multiple_choice.answer("## Heading\nB") is None
     assert multiple_choice.answer("<think>## A ##</think> It is B.") is None
     assert multiple_choice.accuracy(completions=["It is B."], answer=["B"]) == [0.0]  # as in the paper
     reviews = {multiple_choice.REVIEW, multiple_choice.REVIEW_DETAILS, multiple_choice.REVIEW_CONTEXT}
     assert len(reviews | {multiple_choice.REVIEW_SCENE}) == 4
     with pytest.raises(BadInput, match="no data of a multiple choice: the columns are question, answer, and"):
         multiple_choice.problems(Dataset.from_dict({"question": ["1 + 1?"], "answer": ["2"]}))
+
+
+def test_words_and_numbers_are_answers_where_nothing_is_listed():
+    image = Image.new("RGB", (4, 4))
+    published = {
+        "question": ["How many? Answer with a number.", "Is it?"],
+        "answer": ["3", "Yes"],
+        "image": [image] * 2,
+    }
+    rows = multiple_choice.problems(Dataset.from_dict(published))
+    assert list(rows["answer"]) == ["3", "YES"]
+    assert multiple_choice.accuracy(completions=["## 3 ##", "## yes ##"], answer=rows["answer"]) == [1.0, 1.0]

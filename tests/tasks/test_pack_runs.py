@@ -9,6 +9,8 @@ import pytest
 from datasets import Dataset
 from helpers import ROOT
 
+from correction_trl.errors import BadInput
+
 
 # What makes a config for a GPU one for this test; the pack's own settings stay
 TRAINING = (
@@ -94,10 +96,12 @@ def test_a_corrector_trains_on_it(config, rows, launch):
     assert ("acc@t4" in found["after"]) == (config == "toxicity")  # three corrections, and one
 
 
+ROWS = [{"concepts": ["dog", "run"], "target": "a dog runs"}, {"concepts": ["cat"], "target": "a cat"}]
+
+
 def test_constrained_generation(launch, tiny_model):
-    rows = [{"concepts": ["dog", "run"], "target": "a dog runs"}, {"concepts": ["cat"], "target": "a cat"}]
     settings = json.dumps({"fluency_model": tiny_model})
-    found = launch("evaluate", "commongen", rows, "--corrector", tiny_model, "--table_settings", settings)
+    found = launch("evaluate", "commongen", ROWS, "--corrector", tiny_model, "--table_settings", settings)
     assert found["after"]["coverage@t1"]["mean"] == found["after"]["all_covered@t4"]["mean"] == 0.0
     assert found["after"][f"fluency/{tiny_model.rpartition('/')[2]}@t4"]["n"] == 2
 
@@ -145,3 +149,12 @@ def test_scl_builds_its_pairs_in_the_paper_s_format(launch, tmp_path):
     counts = json.loads((tmp_path / "out" / "round_1" / "pairs.json").read_text())
     assert len(pairs) == counts["pairs"] > 0
     assert all("A. 1\nB. 2\nC. 3 Explain your reasoning" in row["prompt"][0]["content"] for row in pairs)
+
+
+def test_a_reference_model_that_is_not_there_is_said_before_anything_is_sampled(launch, tiny_model, monkeypatch):
+    monkeypatch.setattr("correction_trl.inference.chat.LocalChat.reply", lambda *_: pytest.fail("it was asked"))
+    settings = json.dumps({"fluency_model": "no/such-model"})
+    with pytest.raises(BadInput, match="reference language model 'no/such-model' cannot be loaded"):
+        launch("evaluate", "commongen", ROWS, "--corrector", tiny_model, "--table_settings", settings)
+    with pytest.raises(BadInput, match="'table' has no setting 'fluency'; it has fluency_model, device"):
+        launch("evaluate", "commongen", ROWS, "--corrector", tiny_model, "--table_settings", '{"fluency": "x"}')
