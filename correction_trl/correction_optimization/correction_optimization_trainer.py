@@ -269,6 +269,8 @@ class CorrectionOptimizationTrainer(
         self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._examples_to_print = []
         self._eval_batch = 0
+        self._stored = []  # stored pairs as they were given, for the value functions: `(first number, dataset)`
+        self._stored_values = {}  # of those that were judged, by their number
 
         # For full fine-tuning DPOTrainer loads a second copy of the model as the reference, unless the reference
         # log-probs are precomputed. Reference-free needs neither, so it is told the latter, and
@@ -295,7 +297,8 @@ class CorrectionOptimizationTrainer(
         self._share_prefix_where_exact()
         # A stream is dealt out to the processes as tensors; its batches stay as they come
         is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
-        self.data_collator.waits = self.teacher is None and not is_stream and self._counts_tokens()
+        needs_list = (self.teacher is None and self._counts_tokens()) or self.reward_funcs
+        self.data_collator.waits = bool(needs_list) and not is_stream
         self._set_up_generation()
         self._set_up_replay(replay_dataset)
         if isinstance(asked, PolicyTeacher):
@@ -379,7 +382,12 @@ class CorrectionOptimizationTrainer(
                     tokenize_pair, with_indices=True, fn_kwargs={"encode": encode, "name": dataset_name}, **map_kwargs
                 )
 
-        def pair_numbers(row):
+        first = sum(len(given) for _, given in self._stored)
+        is_stream = isinstance(dataset, IterableDataset)
+        if reward_funcs and not is_stream:
+            self._stored.append((first, dataset.remove_columns(PAIR_TOKEN_COLUMNS)))
+
+        def pair_numbers(row, number):
             response, correction = message_text(row["rejected"]), message_text(row["chosen"])
             n_prompt, n_response = len(row["prompt_ids"]), len(row["rejected_ids"])
             numbers = {  # all of PAIR_COLUMNS: a column of that name in the user's data must not pass for ours
@@ -391,7 +399,9 @@ class CorrectionOptimizationTrainer(
                 "edit_ratio": edit_ratio(response, correction),
                 "response_truncated": float(max_length is not None and n_prompt + n_response > max_length),
             }
-            if reward_funcs:
+            if not is_stream:
+                numbers["pair_number"] = first + number
+            elif reward_funcs:  # a stream's rows come one by one
                 others = {
                     key: [value]
                     for key, value in row.items()
@@ -407,7 +417,7 @@ class CorrectionOptimizationTrainer(
                 ]
             return numbers
 
-        dataset = dataset.map(pair_numbers, **map_kwargs)
+        dataset = dataset.map(pair_numbers, with_indices=True, **map_kwargs)
         if max_length is not None:
             fits = dataset.filter(
                 lambda row: len(row["prompt_ids"]) + len(row["chosen_ids"]) <= max_length, **map_kwargs
@@ -436,6 +446,7 @@ class CorrectionOptimizationTrainer(
                 *self._signature_columns,
                 *PAIR_COLUMNS,
                 "values",
+                "pair_number",
                 *self._prompt_dataset_columns,
             ]
 
@@ -739,6 +750,7 @@ class CorrectionOptimizationTrainer(
             self._fetch_from_the_teacher()
         batch_samples = [self._ready.popleft() for _ in range(min(num_batches, len(self._ready)))]
         if batch_samples and isinstance(batch_samples[0], list):
+            self._judge_stored([example for step in batch_samples for example in step])
             batch_samples = self._micro_batches(batch_samples)
         batches = [batch for step in batch_samples for batch in (step if isinstance(step, MicroBatches) else [step])]
         n_pairs = torch.tensor(sum(float(batch["pair_weight"].sum()) for batch in batches), device=device)
@@ -809,6 +821,30 @@ class CorrectionOptimizationTrainer(
         for size in sizes:
             self._ready.append([examples.pop(0) for _ in range(size)])
 
+    def _judge_stored(self, examples: list[dict[str, Any]]) -> None:
+        """Values of stored pairs, of an update or a batch at once; a pair that comes again is not judged again."""
+        if not self.reward_funcs:
+            return
+        wanted = {example["pair_number"] for example in examples if "pair_number" in example}
+        for first, given in self._stored:
+            numbers = sorted(n for n in wanted - self._stored_values.keys() if first <= n < first + len(given))
+            if not numbers:
+                continue
+            rows = given[[number - first for number in numbers]]
+            sides = [[message_text(text) for text in rows[name]] for name in ("rejected", "chosen")]
+            others = {
+                key: values for key, values in rows.items() if key not in (*NOT_FOR_THE_TEACHER, "chosen", "rejected")
+            }
+            values = [
+                [call_value_function(function, rows["prompt"], texts, others) for texts in sides]
+                for function in self.reward_funcs
+            ]
+            for i, number in enumerate(numbers):
+                self._stored_values[number] = [[_nan_if_none(side[i]) for side in judged] for judged in values]
+        for example in examples:
+            if "pair_number" in example:
+                example["values"] = self._stored_values[example["pair_number"]]
+
     def _micro_batches(self, steps: list[list[dict[str, Any]]]) -> list:
         """The pairs of an update as the model gets them: per step, or, cut by tokens, all with the last step."""
         if not self._counts_tokens():
@@ -851,6 +887,7 @@ class CorrectionOptimizationTrainer(
 
     def _prepare_inputs(self, inputs):
         if isinstance(inputs, list) and "chosen_ids" in inputs[0]:  # evaluation on pairs, by a collator that waits
+            self._judge_stored(inputs)
             inputs = self.data_collator.collate(inputs)
         if isinstance(inputs, list):  # evaluation on prompts: sample and correct here
             places = self._places([inputs], self.args.per_device_eval_batch_size, self._eval_batch)

@@ -897,6 +897,32 @@ def test_value_functions_see_stored_texts_as_they_are(make_trainer, plain_pairs)
     assert set(seen) == texts | {"d", "v"}
 
 
+def test_stored_pairs_are_judged_when_their_update_comes_together_and_once(make_trainer, plain_pairs):
+    calls = []
+
+    def length(completions, answer, **columns):
+        calls.append(list(completions))
+        assert len(answer) == len(completions)
+        return [float(len(text)) for text in completions]
+
+    dataset = plain_pairs.select(range(12)).add_column("answer", ["a"] * 12)
+    trainer = make_trainer(dataset, reward_funcs=length, max_steps=1, eval_dataset=dataset.select(range(3)))
+    assert calls == []  # 200,000 pairs and a slow judge: nothing is asked before its pairs are trained on
+    trainer.train()
+    assert [len(call) for call in calls] == [4, 4]
+    for kind in ("response", "correction"):
+        assert logged(trainer, f"rewards/length/{kind}") == [sum(map(len, calls[kind == "correction"])) / 4]
+    trainer.evaluate()
+    assert [len(call) for call in calls[2:]] == [3, 3]
+    expected = sum(len(text) for text in dataset["correction"][:3]) / 3
+    assert logged(trainer, "eval_rewards/length/correction") == [pytest.approx(expected)]
+    trainer.evaluate()
+    assert len(calls) == 4  # judged already
+    calls.clear()
+    make_trainer(dataset, reward_funcs=length, max_steps=9).train()  # three epochs
+    assert sorted(text for call in calls for text in call) == sorted([*dataset["response"], *dataset["correction"]])
+
+
 def test_a_column_with_the_name_of_one_of_ours_changes_nothing(make_trainer, plain_pairs):
     plain = make_trainer(plain_pairs, max_steps=2)
     plain.train()
