@@ -68,6 +68,8 @@ class RegressionCheck:
         tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
         try:
             found = _run(model, tokenizer, self.tasks, *self._how)
+            if found is None:  # on the processes that write no report
+                return
             self._found[when] = _read(found, self.tasks)
             self.setup = {
                 "lm_eval": found["lm_eval_version"],
@@ -92,7 +94,7 @@ def evaluate_regression(
     include_path: str | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-) -> Evaluation:
+) -> Evaluation | None:
     """
     Evaluate a policy on tasks of lm-eval, as their own files say (few-shot examples, greedy or not, filters), with the
     chat template where the tokenizer has one. Most tasks load their data from the Hub.
@@ -101,7 +103,8 @@ def evaluate_regression(
     is the mean of one value per problem, it has its interval and can be compared problem by problem; others (a corpus'
     BLEU, a group's average) are lm-eval's number without one.
 
-    Every process of a distributed run evaluates all of it and gets the same result.
+    Every process of a distributed run evaluates all of it, so that none waits for another; the first of each machine
+    gets the result.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -118,12 +121,13 @@ def evaluate_regression(
             Problems per batch.
 
     Returns:
-        [`Evaluation`].
+        [`Evaluation`], or `None` where `LOCAL_RANK` is not 0.
 
     Raises:
         BadInput: If lm-eval does not know a task, or cannot run it.
     """
-    return _read(_run(model, tokenizer, tasks, include_path, limit, batch_size), tasks)
+    found = _run(model, tokenizer, tasks, include_path, limit, batch_size)
+    return None if found is None else _read(found, tasks)
 
 
 def _run(
@@ -133,8 +137,8 @@ def _run(
     include_path: str | None,
     limit: int | None,
     batch_size: int,
-) -> dict[str, Any]:
-    """What lm-eval returns."""
+) -> dict[str, Any] | None:
+    """What lm-eval returns: nothing where `LOCAL_RANK` is not 0."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

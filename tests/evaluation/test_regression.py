@@ -155,6 +155,15 @@ def test_what_fails_before_ends_the_run_and_what_fails_after_is_said(lm_eval, ma
     assert "(OSError: no network)" in capsys.readouterr().out and check.found() is None
 
 
+def test_a_process_that_lm_eval_gives_nothing_goes_on_without(lm_eval, make_trainer):
+    trainer, check = make_trainer(), RegressionCheck(["sums"])
+    lm_eval.answers = [None, None, None]
+    check.measure(trainer, "before")
+    check.measure(trainer, "after")
+    assert check.found() is None and check.setup == {}
+    assert evaluate_regression(trainer.model, trainer.processing_class, ["sums"]) is None
+
+
 def test_bad_input_is_one_sentence(lm_eval, monkeypatch, tmp_path):
     with pytest.raises(BadInput, match="names no task"):
         RegressionCheck([" , "])
