@@ -192,6 +192,8 @@ class CorrectionOptimizationTrainer(
             Tokenizer, or processor for stored pairs with images. By default loaded with the model.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
+        optimizers (`tuple`, *optional*):
+            An optimizer and a scheduler of your own, as in [`~transformers.Trainer`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             For loading `model` quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -235,6 +237,7 @@ class CorrectionOptimizationTrainer(
         ref_model: PreTrainedModel | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
         replay_dataset: Dataset | None = None,
@@ -288,6 +291,7 @@ class CorrectionOptimizationTrainer(
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
+            optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
@@ -1039,6 +1043,8 @@ class CorrectionOptimizationTrainer(
         if self.aux_loss_enabled:
             n_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / n_steps
+            aux_loss = self.accelerator.reduce(outputs.aux_loss.detach(), reduction="mean").item()
+            self._count("train" if self.model.training else "eval", {"aux_loss": aux_loss}, count=1)
         self._record(inputs, log_probs, reference, margins, losses.detach())
         return loss
 

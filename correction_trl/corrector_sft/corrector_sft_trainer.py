@@ -126,6 +126,8 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             The corrector's tokenizer; by default loaded with it.
         callbacks (`list[TrainerCallback]`, *optional*):
             Further callbacks.
+        optimizers (`tuple`, *optional*):
+            An optimizer and a scheduler of your own, as in [`~transformers.Trainer`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             For loading `model` quantized; with `peft_config`: QLoRA.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -169,6 +171,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
         generator_processing_class: PreTrainedTokenizerBase | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
         pair_feedback_function: Callable | None = None,
@@ -193,6 +196,7 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             train_dataset=train_dataset,
             processing_class=processing_class,
             callbacks=callbacks,
+            optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
         )

@@ -160,6 +160,13 @@ class SCoReConfig(RLOOConfig):
         for name in ("num_generations", "num_iterations"):  # RLOOConfig divides by them first
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise BadInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.load_best_model_at_end:  # by `eval_loss` otherwise, which no evaluation of SCoRe has
+            self.metric_for_best_model = self.metric_for_best_model or f"eval_acc@t{self.turns}"
+            if self.metric_for_best_model.removeprefix("eval_") == "loss":
+                raise BadInput(
+                    "`metric_for_best_model: loss`: an evaluation of SCoRe has no loss; leave it out (the accuracy of "
+                    "the last attempt), or name one of its metrics, such as `eval_delta(t1,t2)`."
+                )
         super().__post_init__()
         for name in ("min_p", "repetition_penalty"):
             if getattr(self, name) != RLOOConfig.__dataclass_fields__[name].default:

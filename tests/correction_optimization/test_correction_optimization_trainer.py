@@ -10,7 +10,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
@@ -1137,3 +1144,35 @@ def test_a_response_is_drawn_by_its_place_among_those_of_all_processes():
         mine = [batch[3 * process : 3 * process + 3] for batch in rows]
         shared |= dict(zip([row for batch in mine for row in batch], places(2, process, mine), strict=True))
     assert shared == alone == {row: row for row in range(10)}
+
+
+def test_an_optimizer_of_ones_own_is_used(make_trainer, plain_pairs, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    settings = {"model": model, "max_steps": 1, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    step = gradient(make_trainer(plain_pairs, **settings))
+    trainer = make_trainer(plain_pairs, optimizers=(optimizer, None), **settings)
+    trainer.train()
+    assert any(step[name].abs().max() > 1e-3 for name in step)
+    for name, value in trainer.model.named_parameters():
+        torch.testing.assert_close(value.detach(), before[name] - 0.5 * step[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_load_balancing_loss_is_trained_on_and_logged(make_trainer, plain_pairs, tiny_tokenizer):
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    runs = []
+    for coefficient in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = MixtralForCausalLM(config)
+        trainer = make_trainer(plain_pairs, model=model, processing_class=tiny_tokenizer, max_steps=1,
+                               router_aux_loss_coef=coefficient)  # fmt: skip
+        trainer.train()
+        runs.append(trainer)
+    assert not logged(runs[0], "aux_loss")
+    (aux_loss,) = logged(runs[1], "aux_loss")
+    assert aux_loss >= 2 * (1 - 1e-3)  # two of four experts, each as often: its least value
+    assert losses(runs[1])[0] - losses(runs[0])[0] == pytest.approx(0.5 * aux_loss, rel=1e-4)

@@ -638,3 +638,11 @@ def test_feedback_on_pairs_must_take_the_pairs(make_trainer):
         make_trainer(data, pair_feedback_function=lambda prompts, completions: [""])
     with pytest.raises(BadInput, match="rename the column 'corrections'"):
         make_trainer(data.add_column("corrections", ["x"]), pair_feedback_function=says_value)
+
+
+def test_an_optimizer_of_ones_own_is_used(make_trainer, plain_prompts, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    trainer = make_trainer(plain_prompts, model=model, optimizers=(optimizer, None), max_steps=1)
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer

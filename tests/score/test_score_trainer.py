@@ -694,6 +694,15 @@ def test_what_is_saved_loads_without_us(make_trainer, plain_prompts, tmp_path):
         ({"beta": 0.1}, "beta_1"),
         ({"normalize_advantages": True}, "normalize_advantages"),
         ({"num_generations": 0}, "`num_generations` must be at least 1"),
+        (
+            {
+                "metric_for_best_model": "eval_loss",
+                "load_best_model_at_end": True,
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+            },
+            "an evaluation of SCoRe has no loss",
+        ),
         ({"num_iterations": 0}, "`num_iterations` must be at least 1"),
         ({"stage": "3"}, "'1', '2' or 'both'"),
         ({"turns": 0}, "at least 1"),
@@ -814,3 +823,13 @@ def test_trying_a_size_leaves_no_trace(make_trainer, chat_prompts):
     for name, value in weights(untried).items():
         assert torch.equal(weights(tried)[name], value)
     assert logged(tried, "kl/t1") == logged(untried, "kl/t1")
+
+
+def test_the_best_model_is_that_of_the_last_attempts_accuracy(make_trainer, plain_prompts):
+    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    trainer = make_trainer(
+        plain_prompts, eval_dataset=plain_prompts.select(range(4)), load_best_model_at_end=True, max_steps=2, **steps
+    )
+    assert trainer.args.metric_for_best_model == "eval_acc@t2" and trainer.args.greater_is_better
+    trainer.train()
+    assert trainer.state.best_metric == max(logged(trainer, "eval_acc@t2"))
