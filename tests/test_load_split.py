@@ -1,5 +1,6 @@
 """Where data come from: a Hub id, a folder or a file, one sentence about what cannot be read."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from correction_trl.carry_addition import embedded_path
 from correction_trl.data_utils import load_split
 from correction_trl.errors import BadInput
+from correction_trl.recipe import ScriptArguments
 
 
 ROWS = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(5)]
@@ -94,3 +96,18 @@ def test_a_folder_written_by_save_to_disk_is_read(tmp_path):
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
     dataset = load_split(str(tmp_path / "saved"), None, "train")
     assert dataset.to_list() == ROWS
+
+
+def test_a_recipe_prepares_what_it_loads(tmp_path):
+    file = tmp_path / "rows.jsonl.gz"
+    with gzip.open(file, "wt") as out:
+        out.write('{"question": "1 + 1?", "answer": "2"}\n' * 3)
+    args = ScriptArguments(
+        dataset_name=str(file),
+        data_function="correction_trl.tasks.math_programs:problems",
+        prompt_template="Solve: {question}",
+    )
+    rows = args.load(str(file), "train", 2)
+    assert rows["prompt"][1] == [{"role": "user", "content": "Solve: 1 + 1?"}] and len(rows) == 2
+    with pytest.raises(BadInput, match="`data_function=.*has no 'nothing'"):
+        ScriptArguments(data_function="correction_trl.tasks.commongen:nothing").load(str(file), "train")

@@ -209,10 +209,10 @@ class CorrectorSFTTrainer(CheckpointTrainerMixin, ModelCardMixin, MicroBatchTrai
             parameters = self.model.named_parameters()
             self._initial_weights = {name: p.detach().cpu().clone() for name, p in parameters if p.requires_grad}
         self._prompt_ids_column = self.train_dataset.select_columns("prompt_ids")
+        self._set_up_sampling()  # gives a tokenizer without a padding token (GPT-2's) one
         self._pad = DataCollatorForLanguageModeling(
             self._tokenizer.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of
         )
-        self._set_up_sampling()
         self.pool = PairPool(
             n_prompts=len(self.train_dataset),
             alpha=args.alpha,

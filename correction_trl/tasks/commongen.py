@@ -42,6 +42,7 @@ def problems(dataset: Dataset) -> Dataset:
     references: dict[tuple[str, ...], list[str]] = {}
     for row in dataset.select_columns([words, sentences]):
         told = [row[sentences]] if isinstance(row[sentences], str) else row[sentences] or []
+        told = [text for text in told if text]  # the test split has none
         references.setdefault(tuple(concept_list(row[words])), []).extend(told)
     return Dataset.from_list(
         [

@@ -13,6 +13,7 @@ import re
 from datasets import Dataset, Features, Image
 
 from ..data_utils import published_columns
+from ..errors import BadInput
 from ..rewards.common import after_thinking, completion_text, read_column
 
 
@@ -73,7 +74,7 @@ def problems(dataset: Dataset) -> Dataset:
             A split of one of the data sets above.
 
     Raises:
-        BadInput: If the columns are those of none.
+        BadInput: If the columns are those of none, or no row has a right answer.
     """
     form = published_columns(dataset, "a multiple choice", *FORMS)
     image = [name for name in ("image",) if name in dataset.column_names]
@@ -87,6 +88,8 @@ def problems(dataset: Dataset) -> Dataset:
         prompts.append([{"role": "user", "content": question + _END}])
         answers.append(LETTERS[int(gold)] if form == FORMS[1] and str(gold).isdecimal() else _tidy(str(gold)))
         kept.append(number)
+    if not kept:
+        raise BadInput("no row has a right answer: test splits are often published without; name another split.")
     found = Dataset.from_dict({"prompt": prompts, "answer": answers})
     if not image:
         return found

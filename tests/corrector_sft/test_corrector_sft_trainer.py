@@ -646,3 +646,22 @@ def test_an_optimizer_of_ones_own_is_used(make_trainer, plain_prompts, tiny_mode
     trainer = make_trainer(plain_prompts, model=model, optimizers=(optimizer, None), max_steps=1)
     trainer.train()
     assert trainer.optimizer.optimizer is optimizer
+
+
+def test_a_tokenizer_without_a_padding_token_and_a_template_will_do(make_trainer, tiny_model, tmp_path):
+    """GPT-2's, the paper's own model for detoxification."""
+    tokenizer = build_tokenizer()
+    tokenizer.pad_token, tokenizer.chat_template = None, None
+    build_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    trainer = make_trainer(
+        Dataset.from_dict({"prompt": ["ab", "cd"], "gold": ["x", "yz"]}),
+        model=str(tmp_path / "base"),
+        max_steps=1,
+        gold_column="gold",
+        value_function=lambda completions, gold, **columns: [
+            float(text == right) for text, right in zip(completions, gold, strict=True)
+        ],
+    )
+    trainer.train()
+    assert math.isfinite(logged(trainer, "loss")[0])

@@ -76,3 +76,14 @@ def test_words_and_numbers_are_answers_where_nothing_is_listed():
     rows = multiple_choice.problems(Dataset.from_dict(published))
     assert list(rows["answer"]) == ["3", "YES"]
     assert multiple_choice.accuracy(completions=["## 3 ##", "## yes ##"], answer=rows["answer"]) == [1.0, 1.0]
+
+
+def test_a_split_without_answers_is_a_sentence():
+    published = {
+        "question": ["Which?"],
+        "choices": [["cat", "dog"]],
+        "answer": [None],
+        "image": [Image.new("RGB", (4, 4))],
+    }
+    with pytest.raises(BadInput, match="no row has a right answer"):
+        multiple_choice.problems(Dataset.from_dict(published))
