@@ -160,13 +160,7 @@ class SCoReConfig(RLOOConfig):
         for name in ("num_generations", "num_iterations"):  # RLOOConfig divides by them first
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise BadInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.load_best_model_at_end:  # by `eval_loss` otherwise, which no evaluation of SCoRe has
-            self.metric_for_best_model = self.metric_for_best_model or f"eval_acc@t{self.turns}"
-            if self.metric_for_best_model.removeprefix("eval_") == "loss":
-                raise BadInput(
-                    "`metric_for_best_model: loss`: an evaluation of SCoRe has no loss; leave it out (the accuracy of "
-                    "the last attempt), or name one of its metrics, such as `eval_delta(t1,t2)`."
-                )
+        self._set_metric_of_the_best_model()
         super().__post_init__()
         for name in ("min_p", "repetition_penalty"):
             if getattr(self, name) != RLOOConfig.__dataclass_fields__[name].default:
@@ -202,6 +196,15 @@ class SCoReConfig(RLOOConfig):
             raise BadInput(f"`reference` must be 'base' or 'stage_1', got {self.reference!r}.")
         if self.kl_estimator not in KL_ESTIMATORS:
             raise BadInput(f"`kl_estimator` must be one of {', '.join(KL_ESTIMATORS)}, got {self.kl_estimator!r}.")
+
+    def _set_metric_of_the_best_model(self):
+        if self.load_best_model_at_end:  # by `eval_loss` otherwise, which no evaluation of SCoRe has
+            self.metric_for_best_model = self.metric_for_best_model or f"eval_acc@t{self.turns}"
+            if self.metric_for_best_model.removeprefix("eval_") == "loss":
+                raise BadInput(
+                    "`metric_for_best_model: loss`: an evaluation of SCoRe has no loss; leave it out (the accuracy of "
+                    "the last attempt), or name one of its metrics, such as `eval_delta(t1,t2)`."
+                )
 
     def _check_keep_best_reward(self):
         if self.save_strategy == "no":
