@@ -55,7 +55,9 @@ def self_checking(
     return trace.end("last round")
 
 
-def self_checking_backup(chat: Chat, problem: Problem, dialogues: Sequence[Sequence[dict[str, Any]]]) -> Asking:
+def self_checking_backup(
+    chat: Chat, problem: Problem, dialogues: Sequence[Sequence[dict[str, Any]]] | str | Path
+) -> Asking:
     """
     The cheap form: self-checks of other requests, stored earlier, stand before the request, which is answered once.
 
@@ -64,12 +66,15 @@ def self_checking_backup(chat: Chat, problem: Problem, dialogues: Sequence[Seque
             The model.
         problem ([`Problem`]):
             The request.
-        dialogues (`Sequence[Sequence[dict]]`):
-            From [`load_dialogues`] or [`checked_dialogues`]; the paper's code takes up to 3.
+        dialogues (`Sequence[Sequence[dict]]`, `str` or `Path`):
+            From [`load_dialogues`] or [`checked_dialogues`]; the paper's code takes up to 3. Or the file, of which the
+            first 3 are taken.
 
     Raises:
-        BadInput: If there is no dialogue, or one does not end with the assistant.
+        BadInput: If there is no such file, no dialogue, or one does not end with the assistant.
     """
+    if isinstance(dialogues, str | Path):
+        dialogues = load_dialogues(dialogues)
     if not dialogues:
         raise BadInput("`dialogues` is empty; store self-checks of other requests first, or use `self_checking`.")
     for i, dialogue in enumerate(dialogues):
@@ -132,8 +137,10 @@ def load_dialogues(path: str | Path, limit: int = 3) -> list[list[dict[str, Any]
             Most dialogues.
 
     Raises:
-        BadInput: If a line is no dialogue; the message names it.
+        BadInput: If there is no such file, or a line is no dialogue; the message names it.
     """
+    if not Path(path).is_file():
+        raise BadInput(f"`dialogues`: there is no file {str(path)!r}; write it with `save_dialogues`.")
     dialogues = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

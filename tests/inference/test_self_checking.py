@@ -164,6 +164,17 @@ class TestBackup:
         with pytest.raises(BadInput, match=sentence):
             load_dialogues(file)
 
+    def test_a_config_names_the_file(self, tmp_path):
+        file = tmp_path / "dialogues.jsonl"
+        save_dialogues(file, [said(YES, CHECK, HARMFUL, "Do harm.", NO)] * 4)
+        name = "correction_trl.inference:self_checking_backup"
+        settings = {name: {"dialogues": str(file)}}
+        arguments = InferenceArguments(strategies=[name], controls=False, strategy_settings=settings)
+        chat, _ = play(make_strategies(arguments, refusal)[name], [NO], prompt="Do harm.")
+        assert len(chat.asked[0]) == 3 * 6 + 1 and chat.messages == ["Do harm."]
+        with pytest.raises(BadInput, match="`dialogues`: there is no file 'nowhere.jsonl'"):
+            play(self_checking_backup, [NO], dialogues="nowhere.jsonl")
+
     def test_without_dialogues_it_says_so(self):
         with pytest.raises(BadInput, match="`dialogues` is empty"):
             play(self_checking_backup, [NO], dialogues=[])
