@@ -89,7 +89,7 @@ def with_settings(function: Callable, settings: Mapping[str, Any], setting: str,
                 f"{setting}: {name!r} has no setting {parameter!r}; it has {', '.join(known[n_given:]) or 'none'}."
             )
     named = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-    return functools.partial(
+    bound = functools.partial(
         function,
         **{
             parameter: import_function(value, f"{setting}.{parameter}")
@@ -98,6 +98,8 @@ def with_settings(function: Callable, settings: Mapping[str, Any], setting: str,
             for parameter, value in settings.items()
         },
     )
+    bound.__name__ = name
+    return bound
 
 
 def named_text(text: str, setting: str) -> str:
@@ -397,6 +399,8 @@ def _call_feedback_function(
     try:
         texts = _result(function(prompts=list(prompts), completions=completions, **columns))
         texts = list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else None
+    except TeacherFailed:  # a server that is down is so for every row
+        raise
     except Exception as error:
         raise BadInput(
             f"The feedback function {name!r} raised {type(error).__name__} on a batch whose first response is "

@@ -590,9 +590,11 @@ class TrainingRun:
         names = [self.dataset_name] if isinstance(self.dataset_name, str) else self.dataset_name
         return " + ".join(public_name(name) for name in names)
 
-    def function(self, setting: str, embedded: str | None = None, required: bool = False) -> Callable | None:
+    def function(
+        self, setting: str, embedded: str | None = None, required: bool = False, settings: str | None = None
+    ) -> Callable | None:
         """[`named_function`] of the recipe's own arguments."""
-        return named_function(self.script_args, setting, embedded, required)
+        return named_function(self.script_args, setting, embedded, required, settings)
 
     def trainer_kwargs(self, numbers: Mapping[str, str]) -> dict[str, Any]:
         """

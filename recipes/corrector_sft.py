@@ -38,6 +38,7 @@ class CorrectorScriptArguments(ScriptArguments):
     feedback_function: str | None = field(
         default=None, metadata={"help": "`module:function` that comments on responses, in training and evaluation."}
     )
+    feedback_settings: dict | str | None = field(default=None, metadata={"help": "Its settings, by parameter."})
     pair_feedback_function: str | None = field(
         default=None, metadata={"help": "`module:function` that comments on pairs, in training: it sees y', too."}
     )
@@ -59,7 +60,7 @@ def main(script_args, training_args, model_args):
         value_function=job.function(
             "value_function", embedded="correction_trl.carry_addition:right_digits", required=True
         ),
-        feedback_function=job.function("feedback_function"),
+        feedback_function=job.function("feedback_function", settings="feedback_settings"),
         pair_feedback_function=job.function("pair_feedback_function"),
         generator=script_args.generator_name_or_path,
         **job.trainer_kwargs(CORRECTOR_SFT_NUMBERS),

@@ -33,8 +33,8 @@ from .trace_store import model_version
 
 # What the traces of every strategy depend on: a run with another setting starts anew, the earlier traces stay
 _OF_TRACES = (
-    "turns", "instruction", "extract_answer", "check", "feedback_function", "temperature", "control_temperature",
-    "max_completion_length", "top_p", "top_k", "seed",
+    "turns", "instruction", "extract_answer", "check", "feedback_function", "feedback_settings", "temperature",
+    "control_temperature", "max_completion_length", "top_p", "top_k", "seed",
 )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ class InferenceArguments:
     feedback_function: str | None = field(
         default=None, metadata={"help": "`module:function` that tells the corrector about a response."}
     )
+    feedback_settings: dict | str | None = field(default=None, metadata={"help": "Its settings, by parameter."})
     strategy_settings: dict | str | None = field(
         default=None, metadata={"help": 'Further settings by strategy, such as {"self_refine": {"rounds": 3}}.'}
     )
@@ -99,11 +100,12 @@ class InferenceArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.strategy_settings, str):
-            try:
-                self.strategy_settings = json.loads(self.strategy_settings)
-            except json.JSONDecodeError as error:
-                raise BadInput(f"`strategy_settings` is no JSON ({error}).") from None
+        for name in ("strategy_settings", "feedback_settings"):
+            if isinstance(getattr(self, name), str):
+                try:
+                    setattr(self, name, json.loads(getattr(self, name)))
+                except json.JSONDecodeError as error:
+                    raise BadInput(f"`{name}` is no JSON ({error}).") from None
         settings = self.strategy_settings or {}
         if not isinstance(settings, dict) or not all(isinstance(of, dict) for of in settings.values()):
             raise BadInput('`strategy_settings` must be by strategy, such as {"self_refine": {"rounds": 3}}.')
@@ -220,10 +222,13 @@ def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, devic
     """The corrector that the strategy `with_corrector` needs, loaded as `model_args` say; `None` without it."""
     if "with_corrector" not in arguments.strategies:
         return None
-    feedback = arguments.feedback_function
+    feedback = None
+    if arguments.feedback_function:
+        feedback = import_function(arguments.feedback_function, "feedback_function")
+        feedback = with_settings(feedback, arguments.feedback_settings or {}, "feedback_settings", n_given=2)
     return Corrector(
         *load_model(arguments.corrector, model_args, device),
-        feedback_function=import_function(feedback, "feedback_function") if feedback else None,
+        feedback_function=feedback,
         max_corrections=arguments.turns - 1,
         message_template=arguments.corrector if Path(arguments.corrector).is_dir() else None,
         max_completion_length=arguments.max_completion_length,

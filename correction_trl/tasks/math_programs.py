@@ -9,13 +9,16 @@ or the value that it gave (which needs the right number), or a hint that a large
 
 from datasets import Dataset
 
+from ..chat_server import ChatServer, Request
 from ..data_utils import published_columns
+from ..errors import BadInput
 from ..rewards.code_extraction import extract_code
+from ..rewards.common import completion_text, read_column
 from ..rewards.math_program import math_program_accuracy, math_program_feedback, program_value
 from ..sandbox import Job, LocalSandbox
 
 
-__all__ = ["HINT_EXAMPLES", "HINT_PROMPT", "accuracy", "computed", "problems", "what_went_wrong"]
+__all__ = ["HINT_EXAMPLES", "HINT_PROMPT", "accuracy", "computed", "problems", "prompted_hint", "what_went_wrong"]
 
 PROMPT = (
     "Write a Python program that solves this problem and leaves the result in the variable `answer`. Only output the "
@@ -79,3 +82,76 @@ def problems(dataset: Dataset) -> Dataset:
 def computed(response: str) -> str | None:
     """What the program of a response computes, `None` if it fails; for `extract_answer`. It runs in the sandbox."""
     return program_value(LocalSandbox().run([Job(program=extract_code(response))])[0])
+
+
+def prompted_hint(
+    prompts: list,
+    completions: list,
+    model: str = "",
+    base_url: str = "http://localhost:8000/v1",
+    temperature: float = 0.0,
+    max_tokens: int = 128,
+    concurrency: int = 32,
+    api_key_variable: str = "SERVER_API_KEY",
+    **columns: list,
+) -> list[str | None]:
+    """
+    Feedback function: a hint by a larger model behind an OpenAI-compatible server, after three examples, as the paper
+    prompted GPT-3. The model sees the problem and the program, and neither the right number nor what the program
+    computes, so that it is no oracle at test time.
+
+    Args:
+        prompts (`list`), completions (`list`):
+            The problems and the responses to them.
+        model (`str`):
+            Name of the model, as the server knows it.
+        base_url (`str`, *optional*, defaults to `"http://localhost:8000/v1"`):
+            Address up to, and without, `/chat/completions`.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature.
+        max_tokens (`int`, *optional*, defaults to `128`):
+            Most tokens of a hint.
+        concurrency (`int`, *optional*, defaults to `32`):
+            Most requests at a time.
+        api_key_variable (`str`, *optional*, defaults to `"SERVER_API_KEY"`):
+            Environment variable that holds the API key; without one, none is sent.
+        **columns (`list`):
+            `question`.
+
+    Returns:
+        `list[str | None]`: One hint per response; `None` where the server gave none. Equal programs are asked about
+        once.
+
+    Raises:
+        BadInput: If no model is named.
+        ServerFailed: If the server is down, refuses the key, or does not know the model.
+    """
+    if not model:
+        raise BadInput(
+            "Who writes the hints? Set `feedback_settings: {model: NAME, base_url: http://localhost:8000/v1}`."
+        )
+    questions = read_column("question", "prompted_hint", columns, len(completions))
+    asked = [(q, extract_code(completion_text(c)).strip()) for q, c in zip(questions, completions, strict=True)]
+    examples = []
+    for question, program, hint in HINT_EXAMPLES:
+        examples += [{"role": "user", "content": _shown(question, program)}, {"role": "assistant", "content": hint}]
+    requests = [
+        Request(
+            [*examples, {"role": "user", "content": _shown(*item)}],
+            {"temperature": temperature, "max_tokens": max_tokens},
+            subject=item,
+        )
+        for item in dict.fromkeys(asked)
+    ]
+    hints: dict[tuple[str, str], str | None] = {}
+
+    def take(answered):
+        hints.update({request.subject: None if reply.problem else reply.text for request, reply in answered})
+
+    server = ChatServer(model, base_url, concurrency=concurrency, api_key_variable=api_key_variable)
+    server.ask(requests, take)
+    return [hint.strip() if (hint := hints[item]) else None for item in asked]
+
+
+def _shown(question: str, program: str) -> str:
+    return f"{HINT_PROMPT}\n\nProblem: {question}\n\nProgram:\n```python\n{program}\n```"

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from correction_trl.chat_server import Reply
 from correction_trl.data_utils import load_split
-from correction_trl.errors import BadInput
+from correction_trl.errors import BadInput, ServerFailed
+from correction_trl.functions import try_feedback_function, with_settings
 from correction_trl.sandbox import local
 from correction_trl.tasks import competition_math, math_programs
 
@@ -60,3 +62,42 @@ def test_multiarith_and_gsm8k_have_the_same_columns():
     assert sets[0][0]["answer"] == "39" and sets[0][0]["question"] in sets[0][0]["prompt"][0]["content"]
     hub = math_programs.problems(Dataset.from_dict({"question": ["1 + 1?"], "final_ans": ["2"]}))
     assert hub[0]["answer"] == "2"
+
+
+def test_hints_are_written_by_a_server_after_three_examples(monkeypatch):
+    asked = []
+
+    def ask(server, requests, take):
+        for request in requests:
+            asked.append((server, request))
+            said = request.messages[-1]["content"]
+            take([(request, Reply(problem="cut off") if "bad" in said else Reply(text=" Halve it. "))])
+
+    monkeypatch.setattr("correction_trl.chat_server.ChatServer.ask", ask)
+    hint = with_settings(
+        math_programs.prompted_hint, {"model": "big", "max_tokens": 9}, "feedback_settings", n_given=2
+    )
+    programs = ["```python\nanswer = 1\n```", "answer = 1", "bad"]
+    rows = {"question": ["1 + 1?"] * 3, "answer": ["2"] * 3}
+    hints, problems = try_feedback_function(hint, ["1 + 1?"] * 3, programs, rows)
+    assert hints == ["Halve it.", "Halve it.", None] and problems == []
+    (server, request), _ = asked  # equal programs are one request
+    assert server.model == "big" and request.fields == {"temperature": 0.0, "max_tokens": 9}
+    assert [message["role"] for message in request.messages] == ["user", "assistant"] * 3 + ["user"]
+    assert "1 + 1?" in request.messages[-1]["content"] and "answer = 1" in request.messages[-1]["content"]
+    assert not any("2" in message["content"] for message in request.messages[-1:])  # the right number is not told
+    with pytest.raises(BadInput, match="Set `feedback_settings: {model: NAME"):
+        try_feedback_function(math_programs.prompted_hint, ["p"], ["x"], {"question": ["q"]})
+
+
+def test_a_server_that_is_down_ends_the_run_at_once(monkeypatch):
+    def ask(server, requests, take):
+        calls.append(1)
+        raise ServerFailed("The server is down.")
+
+    calls = []
+    monkeypatch.setattr("correction_trl.chat_server.ChatServer.ask", ask)
+    hint = with_settings(math_programs.prompted_hint, {"model": "big"}, "feedback_settings", n_given=2)
+    with pytest.raises(ServerFailed, match="is down"):
+        try_feedback_function(hint, ["p"] * 8, ["x"] * 8, {"question": ["q"] * 8})
+    assert len(calls) == 1
