@@ -1,7 +1,6 @@
 """How fluent a text is: what a reference language model thinks of its tokens."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -139,21 +138,6 @@ class Fluency:
         if self.tokenizer is None:
             raise BadInput("`Fluency` got a model in memory without its tokenizer; pass `tokenizer` as well.")
         return self.model, self.tokenizer
-
-
-def perplexity(log_probs: Sequence[tuple[float, int]]) -> float | None:
-    """
-    Perplexity of texts taken together: `exp` of the negative mean log-probability of their tokens.
-
-    Args:
-        log_probs (`Sequence[tuple[float, int]]`):
-            From [`Fluency.log_probs`].
-
-    Returns:
-        `float`, or `None` if there is no token.
-    """
-    n_tokens = sum(n for _, n in log_probs)
-    return math.exp(-sum(total for total, _ in log_probs) / n_tokens) if n_tokens else None
 
 
 @functools.lru_cache(maxsize=2)

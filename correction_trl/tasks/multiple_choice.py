@@ -67,7 +67,8 @@ FORMS = (
 def problems(dataset: Dataset) -> Dataset:
     """
     One row per question: `prompt` (a message), `answer` (a letter; in RealWorldQA also a word or a number) and, where
-    there is one, `image`. Rows without a right answer are left out; choices that come as numbers get letters.
+    there is one, `image`. Rows without a right answer are left out; choices that come as numbers get letters; hints
+    (of MMBench and ScienceQA) are not shown, as in the paper.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -84,7 +85,7 @@ def problems(dataset: Dataset) -> Dataset:
         gold = row[form[-1]]
         if gold is None or gold == "":
             continue
-        question = "\n".join(filter(None, [row.get("hint"), row["question"], _choices(row, form)]))
+        question = "\n".join(filter(None, [row["question"], _choices(row, form)]))
         prompts.append([{"role": "user", "content": question + _END}])
         answers.append(LETTERS[int(gold)] if form == FORMS[1] and str(gold).isdecimal() else _tidy(str(gold)))
         kept.append(number)

@@ -1,7 +1,6 @@
 """Fluency, beside a loop over single texts and tokens; and of real stories beside shuffled ones."""
 
 import json
-import math
 import random
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from helpers import build_model, build_tokenizer
 
 from correction_trl.errors import BadInput
 from correction_trl.rewards import Fluency
-from correction_trl.rewards.fluency import perplexity
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -48,12 +46,6 @@ def test_a_long_text_is_read_to_its_limit_and_of_a_long_prompt_the_end(tiny):
     fluency = Fluency(*tiny, max_length=6)
     assert fluency.log_probs(["abcdefgh"])[0] == (pytest.approx(naive(*tiny, "abcde")[0], abs=1e-5), 5)
     assert fluency.log_probs(["ab"], ["uvwxyz"])[0] == (pytest.approx(naive(*tiny, "ab", "xyz")[0], abs=1e-5), 2)
-
-
-def test_perplexity_is_over_all_tokens(tiny):
-    total, n = (sum(column) for column in zip(*(naive(*tiny, text) for text in TEXTS), strict=True))
-    assert perplexity(Fluency(*tiny).log_probs(TEXTS)) == pytest.approx(math.exp(-total / n), rel=1e-5)
-    assert perplexity([(0.0, 0)]) is None
 
 
 def test_messages_are_texts_and_the_value_has_a_name(tiny, tmp_path):

@@ -47,6 +47,7 @@ def test_each_form_with_an_image(name):
     rows = multiple_choice.problems(published)
     assert len(rows) == 1 and rows[0]["answer"] == "B"
     asked = rows[0]["prompt"][0]["content"]
+    assert asked.startswith("Which?")  # without the hint
     assert asked.endswith("like ## A ## (if your final answer is A), at the end of your response.")
     if name != "AQuA":
         assert rows[0]["image"].getpixel((0, 0)) == (0, 0, 255)

@@ -12,6 +12,8 @@ from helpers import ROOT
 from correction_trl.errors import BadInput
 
 
+pytestmark = pytest.mark.slow
+
 # What makes a config for a GPU one for this test; the pack's own settings stay
 TRAINING = (
     "--max_steps 1 --train_rows 6 --test_rows 2 --max_completion_length 8 --per_device_train_batch_size 4 "
