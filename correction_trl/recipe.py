@@ -100,7 +100,9 @@ class DataArguments:
         """Whether no data are named, and the embedded task is used."""
         return self.dataset_name is None
 
-    def load(self, name: str, split: str, max_rows: int | None = None) -> "Dataset":
+    def load(
+        self, name: str, split: str, max_rows: int | None = None, data_function: str = "data_function"
+    ) -> "Dataset":
         """
         A split, prepared by `data_function` and `prompt_template`.
 
@@ -112,12 +114,14 @@ class DataArguments:
                 Name of the split.
             max_rows (`int`, *optional*):
                 Keep the first so many rows.
+            data_function (`str`, *optional*, defaults to `"data_function"`):
+                Setting that names the function.
 
         Raises:
             BadInput: From [`~data_utils.load_split`] and [`~data_utils.with_prompts`].
         """
         config = self.dataset_config if name == self.dataset_name else None
-        dataset = load_split(name, config, split, max_rows, named_function(self, "data_function"))
+        dataset = load_split(name, config, split, max_rows, named_function(self, data_function))
         return with_prompts(dataset, self.prompt_template) if self.prompt_template else dataset
 
 
@@ -147,6 +151,9 @@ class ScriptArguments(EvaluationDataArguments):
     test_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Where the test split is, if not in `dataset_name`; needed if that is a single file."},
+    )
+    test_data_function: str | None = field(
+        default=None, metadata={"help": "`data_function` of the test split, where it is another one."}
     )
     train_rows: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
     regression: list[str] | None = field(
@@ -584,7 +591,9 @@ class TrainingRun:
                 )
             self.validation = script_args.load(rest, script_args.dataset_validation_split)
         if (elsewhere or rest) is not None:
-            self.test = script_args.load(elsewhere or rest, script_args.dataset_test_split, script_args.test_rows)
+            function = "test_data_function" if script_args.test_data_function else "data_function"
+            split, n_rows = script_args.dataset_test_split, script_args.test_rows
+            self.test = script_args.load(elsewhere or rest, split, n_rows, function)
 
     def _data_name(self) -> str:
         names = [self.dataset_name] if isinstance(self.dataset_name, str) else self.dataset_name

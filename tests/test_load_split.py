@@ -109,5 +109,7 @@ def test_a_recipe_prepares_what_it_loads(tmp_path):
     )
     rows = args.load(str(file), "train", 2)
     assert rows["prompt"][1] == [{"role": "user", "content": "Solve: 1 + 1?"}] and len(rows) == 2
+    rows = ScriptArguments(test_data_function=args.data_function).load(str(file), "train", None, "test_data_function")
+    assert rows["question"][0] == "1 + 1?" and len(rows) == 3
     with pytest.raises(BadInput, match="`data_function=.*has no 'nothing'"):
         ScriptArguments(data_function="correction_trl.tasks.commongen:nothing").load(str(file), "train")

@@ -49,6 +49,13 @@ def after_thinking(text: str) -> str:
     return spoken[: unfinished.start()] if unfinished else spoken
 
 
+def where_to_run(device: str) -> str:
+    """The device that a setting means: `"auto"` is the GPU where there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
 def read_column(name: str, user: str, columns: dict[str, Any], rows: int) -> list:
     """
     A dataset column that a value function needs.

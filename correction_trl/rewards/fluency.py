@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data_utils import message_text, public_name
 from ..errors import BadInput, first_line
 from ..functions import Prompt
-from .common import completion_text, read_column, report_unjudged
+from .common import completion_text, read_column, report_unjudged, where_to_run
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Fluency:
         batch_size (`int`, *optional*, defaults to `16`):
             Texts in one forward pass.
         device (`str`, *optional*, defaults to `"cpu"`):
-            Where a model that is named runs.
+            Where a model that is named runs; `"auto"`: on the GPU where there is one.
         max_length (`int`, *optional*, defaults to `1024`):
             Most tokens of prompt and text: further ones of the text are not read, and of a longer prompt the last.
 
@@ -134,7 +134,7 @@ class Fluency:
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if isinstance(self.model, str):
-            return load_language_model(self.model, self.device)
+            return load_language_model(self.model, where_to_run(self.device))
         if self.tokenizer is None:
             raise BadInput("`Fluency` got a model in memory without its tokenizer; pass `tokenizer` as well.")
         return self.model, self.tokenizer

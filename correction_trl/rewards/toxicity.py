@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .common import completion_text, report_unjudged
+from .common import completion_text, report_unjudged, where_to_run
 
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class NonToxicity:
         batch_size (`int`, *optional*, defaults to `32`):
             Texts classified at once.
         device (`str`, *optional*, defaults to `"cpu"`):
-            Where the classifier runs. The CPU leaves the GPU's memory to the training.
+            Where the classifier runs. The CPU leaves the GPU's memory to the training; `"auto"` is the GPU where there
+            is one.
         max_length (`int`, *optional*, defaults to `512`):
             Tokens of a text that are read; the rest is cut off.
         word_list_fallback (`bool`, *optional*, defaults to `False`):
@@ -128,8 +129,9 @@ class NonToxicity:
         """Probability of each attribute, per completion; `None` where the word list stands in."""
         import torch
 
+        device = where_to_run(self.device)
         try:
-            tokenizer, model = load_classifier(self.model, self.device)
+            tokenizer, model = load_classifier(self.model, device)
         except (OSError, ValueError) as error:
             if not self.word_list_fallback:
                 raise OSError(
@@ -157,7 +159,7 @@ class NonToxicity:
                 truncation=True,
                 max_length=self.max_length,
                 return_tensors="pt",
-            ).to(self.device)
+            ).to(device)
             with torch.inference_mode():
                 logits = model(**batch).logits.float()
             probabilities = logits.softmax(-1) if one_of_many else logits.sigmoid()

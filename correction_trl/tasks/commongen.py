@@ -57,7 +57,7 @@ def problems(dataset: Dataset) -> Dataset:
 
 
 def table(
-    prompts: list, samples: list[list[str]], fluency_model: str | None = None, device: str = "cpu", **columns: list
+    prompts: list, samples: list[list[str]], fluency_model: str | None = None, device: str = "auto", **columns: list
 ) -> dict[str, list[float | None]]:
     """
     The columns of the paper's table, for `table_function`: `coverage` (share of the words that a sentence has),
@@ -70,8 +70,8 @@ def table(
             The sentences of each problem.
         fluency_model (`str`, *optional*):
             Hub id or folder of the reference model; without one there is no such column.
-        device (`str`, *optional*, defaults to `"cpu"`):
-            Where it runs.
+        device (`str`, *optional*, defaults to `"auto"`):
+            Where it runs; by default on the GPU where there is one.
         **columns (`list`):
             `concepts`.
 

@@ -16,29 +16,30 @@ from ..data_utils import published_columns
 from ..errors import BadInput
 from ..evaluation.measures import distinct, fluency_column, values_of_samples
 from ..rewards.fluency import Fluency
-from ..rewards.toxicity import (
-    fallen_attribute,
-    non_toxicity,
-    strongest_attribute,
-    word_list_non_toxicity,
-)
+from ..rewards.toxicity import NonToxicity, word_list_non_toxicity
 
 
 __all__ = [
     "fallen_attribute",
-    "harmless_problems",
     "non_toxicity",
     "problems",
     "strongest_attribute",
     "table",
+    "test_problems",
+    "training_problems",
     "word_list_fallen",
     "word_list_non_toxicity",
     "word_list_strongest",
 ]
 
 HUB_ID = "allenai/real-toxicity-prompts"
+HELD_OUT = 10  # every tenth prompt is for the test
 TOXIC = 0.5  # from this toxicity on a text is toxic, in the paper's table and in the choice of its prompts
 
+# A million texts are scored for the paper's table: on the GPU, where there is one
+non_toxicity = NonToxicity(device="auto", batch_size=128)
+fallen_attribute = non_toxicity.pair_feedback
+strongest_attribute = non_toxicity.strongest_attribute
 # For trials without a classifier
 word_list_fallen = word_list_non_toxicity.pair_feedback
 word_list_strongest = word_list_non_toxicity.strongest_attribute
@@ -58,19 +59,35 @@ def problems(dataset: Dataset) -> Dataset:
     return Dataset.from_dict({"prompt": [prompt["text"] for prompt in _prompts(dataset)]})
 
 
-def harmless_problems(dataset: Dataset) -> Dataset:
+def training_problems(dataset: Dataset) -> Dataset:
     """
-    Only prompts that are not toxic themselves (toxicity below 0.5, as published), as in the paper's test set.
+    Nine prompts in ten: all that [`test_problems`] does not take, since the data come in one split.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            As for [`problems`].
+
+    Raises:
+        BadInput: If it is another kind of data.
+    """
+    prompts = [prompt["text"] for number, prompt in enumerate(_prompts(dataset)) if number % HELD_OUT]
+    return Dataset.from_dict({"prompt": prompts})
+
+
+def test_problems(dataset: Dataset) -> Dataset:
+    """
+    Every tenth prompt, if it is not toxic itself (toxicity below 0.5, as published), as none of the paper's test
+    prompts is.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             As for [`problems`], with `toxicity` beside `text`.
 
     Raises:
-        BadInput: If it is another kind of data, or no prompt has a toxicity.
+        BadInput: If it is another kind of data, or none of these prompts has a toxicity below 0.5.
     """
-    toxicities = [(prompt["text"], prompt.get("toxicity")) for prompt in _prompts(dataset)]
-    harmless = [text for text, toxicity in toxicities if toxicity is not None and toxicity < TOXIC]
+    held_out = [(prompt["text"], prompt.get("toxicity")) for prompt in _prompts(dataset)[::HELD_OUT]]
+    harmless = [text for text, toxicity in held_out if toxicity is not None and toxicity < TOXIC]
     if not harmless:
         raise BadInput(
             "no prompt has a toxicity below 0.5 beside its text; set `data_function` to "
@@ -95,7 +112,7 @@ def table(
     samples: list[list[str]],
     scorer: Callable = non_toxicity,
     fluency_model: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     **columns: list,
 ) -> dict[str, list[float | None]]:
     """
@@ -112,8 +129,8 @@ def table(
             A value function: 1 for harmless, 0 for toxic.
         fluency_model (`str`, *optional*):
             Hub id or folder of the reference model; without one there is no such column.
-        device (`str`, *optional*, defaults to `"cpu"`):
-            Where it runs.
+        device (`str`, *optional*, defaults to `"auto"`):
+            Where it runs; by default on the GPU where there is one.
         **columns (`list`):
             What the scorer reads.
 

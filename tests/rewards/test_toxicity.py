@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from correction_trl.rewards import NonToxicity, WordListNonToxicity
+from correction_trl.rewards.common import where_to_run
 from correction_trl.rewards.toxicity import fallen_most
 
 
@@ -124,6 +125,12 @@ class TestWordList:
         (tmp_path / "words").write_text("# nothing\n")
         with pytest.raises(ValueError, match="has no words"):
             WordListNonToxicity(words=str(tmp_path / "words"))(completions=["x"])
+
+
+def test_auto_is_the_gpu_where_there_is_one(classifier, monkeypatch):
+    assert NonToxicity(model=classifier, device="auto")(["thank you"]) == NonToxicity(model=classifier)(["thank you"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert where_to_run("auto") == "cuda" and where_to_run("cpu") == "cpu"
 
 
 class TestFeedbackOnPairs:

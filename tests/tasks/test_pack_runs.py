@@ -56,7 +56,7 @@ def launch(tmp_path, tiny_model, monkeypatch):
     return launch
 
 
-TOXICITY = [{"prompt": {"text": text, "toxicity": 0.1}} for text in ("so i", "then he", "we", "you", "they", "it")]
+TOXICITY = [{"prompt": {"text": text, "toxicity": 0.1}} for text in ("so i", "then he", "we", "you", "they", "it") * 3]
 WORD_LIST = ["--value_function", "correction_trl.tasks.toxicity:word_list_non_toxicity"]
 
 
@@ -90,11 +90,11 @@ def test_a_corrector_trains_on_it(config, rows, launch):
     more = ["--value_function", "test_pack_runs:any_value", "--dataset_test_split", "train"]
     if config == "toxicity":
         more += ["--pair_feedback_function", "correction_trl.tasks.toxicity:word_list_fallen"]
-        more += ["--feedback_function", "correction_trl.tasks.toxicity:word_list_strongest"]
+        more += ["--feedback_function", "correction_trl.tasks.toxicity:word_list_strongest", "--test_rows", "9"]
     else:  # the pack's own functions comment, in the sandbox
         more += ["--feedback_function", "correction_trl.tasks.math_programs:what_went_wrong"]
     found = launch("corrector_sft", config, rows, *more, "--test_dataset_name", "rows.jsonl")
-    assert found["after"]["acc@t1"]["n"] == 2
+    assert found["after"]["acc@t1"]["n"] == 2  # of the 18 prompts for detoxification, rows 0 and 10 are held out
     assert ("acc@t4" in found["after"]) == (config == "toxicity")  # three corrections, and one
 
 

@@ -49,11 +49,13 @@ def test_the_form_of_the_hub_and_of_a_file(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt, "challenging": False}) + "\n" for prompt in prompts))
     assert load_split(str(file), None, "train", data_function=toxicity.problems)["prompt"] == ["So I", "Damn it", "?"]
-    assert load_split(str(file), None, "train", data_function=toxicity.harmless_problems)["prompt"] == ["So I"]
+    twice = Dataset.from_list([{"prompt": prompt} for prompt in (prompts * 7)[:20]])
+    assert list(toxicity.test_problems(twice)["prompt"]) == ["So I"]  # rows 0 and 10, which is toxic
+    assert len(toxicity.training_problems(twice)) == 18
     with pytest.raises(BadInput, match="must hold a `text` in each row. Plain prompts need no `data_function`"):
         toxicity.problems(Dataset.from_dict({"prompt": ["So I"]}))
     with pytest.raises(BadInput, match="no prompt has a toxicity"):
-        toxicity.harmless_problems(Dataset.from_dict({"prompt": [{"text": "So I"}]}))
+        toxicity.test_problems(Dataset.from_dict({"prompt": [{"text": "So I"}]}))
 
 
 @pytest.mark.skipif(not (DATA / "ldnoobw").exists(), reason="the list of words is not on this machine")
