@@ -203,6 +203,8 @@ def summarize_records(
             column.append(sum(value[name] for value in values) / len(values) if values else None)
     metrics, per_problem = attempt_metrics(right)
     table = {} if table_function is None else _table(dataset, by_key, n_turns, table_function)
+    if taken := sorted(table.keys() & (measured.keys() | metrics.keys())):
+        raise BadInput(f"The table function's column {taken[0]!r} has the name of another metric; give it its own.")
     measured |= table
     metrics |= {name: summarize(values, rate=is_rate(name)) for name, values in measured.items()}
     changed = sorted(by_key, key=lambda key: (len(set(by_key[key]["right"])) == 1, key))

@@ -63,6 +63,14 @@ def test_what_it_returns_wrongly_is_a_sentence(function, sentence):
         evaluate_traces(PROBLEMS, traces(["1"], ["2"]), right, table_function=function)
 
 
+def test_a_column_must_not_hide_another_metric():
+    def acc(prompts, samples, **columns):
+        return {"acc": [1.0] * len(prompts)}
+
+    with pytest.raises(BadInput, match="column 'acc@t1' has the name of another metric"):
+        evaluate_traces(PROBLEMS, traces(["1"], ["2"]), right, table_function=acc)
+
+
 def test_an_instruction_is_a_text_or_the_name_of_one():
     assert named_text("Think again: is it right?", "instruction") == "Think again: is it right?"
     assert named_text("correction_trl.policy.attempts:SELF_CORRECTION_INSTRUCTION", "instruction").startswith("There")
