@@ -110,6 +110,8 @@ def test_the_random_numbers_of_the_training_go_on_where_they_were(lm_eval, tiny_
     torch.manual_seed(5)
     evaluate_regression(build_model(tiny_tokenizer), tiny_tokenizer, ["sums"])
     assert torch.equal(torch.rand(2), expected)
+    kwargs = lm_eval.calls[0][1]  # of Python and NumPy it is asked to leave alone
+    assert [kwargs[f"{name}_seed"] for name in ("random", "numpy_random", "torch_random")] == [None] * 3
 
 
 def test_both_sides_are_in_the_report_with_their_difference(lm_eval, make_trainer, tmp_path, capsys):

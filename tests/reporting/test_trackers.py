@@ -2,11 +2,13 @@
 
 import html
 import importlib.util
+import sys
+from types import SimpleNamespace
 
 import pytest
 from helpers import make_args
 from small_run import HUB_TOKEN
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.errors import BadInput
@@ -179,6 +181,22 @@ def test_a_tracker_that_is_not_there_is_one_sentence_with_the_command(monkeypatc
     with pytest.raises(BadInput, match="`model_init_kwargs` holds a `token`") as caught:
         check_trackers(["tensorboard"], {"torch_dtype": "auto", "token": HUB_TOKEN})
     assert HUB_TOKEN not in str(caught.value)
+
+
+def test_a_page_is_linked_where_others_can_open_it_and_without_its_key(monkeypatch):
+    of_wandb, of_trackio = (Tracker(kind.__new__(kind)) for kind in (WandbCallback, TrackioCallback))
+    wandb = SimpleNamespace(run=None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert of_wandb.page() is None
+    address = "https://wandb.ai/me/corrections/runs/1"
+    wandb.run = SimpleNamespace(offline=False, url=f"{address}?apiKey={HUB_TOKEN}")
+    assert of_wandb.page() == ("Weights & Biases", address)
+    wandb.run.offline = True
+    assert of_wandb.page() is None
+    assert of_trackio.page() is None
+    space = "https://me-board.hf.space?project=my project&runs=1"
+    monkeypatch.setattr("correction_trl.reporting.trackers.get_trackio_space_url", lambda: space)
+    assert of_trackio.page() == ("trackio", space.replace(" ", "%20"))
 
 
 class Page(Tracker):
