@@ -83,3 +83,16 @@ def test_the_page_of_scl_shows_the_committed_results(study):
     results = study.Study(ROOT / "results" / "scl_study.jsonl", ("arm", "learning_rate", "seed"))
     page = (ROOT / "docs" / "self_correction_dpo.md").read_text()
     assert all(line in page for line in module.table(results))
+
+
+def test_the_table_of_replay_is_what_was_measured(study):
+    runs = study.Study(ROOT / "results" / "replay_study.jsonl", ("share", "seed"))
+    docs = (ROOT / "docs" / "correction_optimization.md").read_text(encoding="utf-8")
+    for share in (0.0, 0.05, 0.1, 0.3):
+        found = runs.where(share=share)
+        assert [run["seed"] for run in found] == [0, 1, 2]
+        cells = (study.plus_minus(run[name]["mean"] for run in found) for name in ("taught", "others"))
+        assert f"| {share:g} | {' | '.join(cells)} |" in docs
+    base = runs.settings["base"]
+    cells = (f"{100 * base[name]['mean']:.1f}" for name in ("taught", "others"))
+    assert f"| before training | {' | '.join(cells)} |" in docs
