@@ -27,9 +27,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.utils import is_rich_available
 from trl import DPOTrainer
-from trl.import_utils import is_vllm_available
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first, use_adapter
 
@@ -69,6 +67,7 @@ from ..policy.tokenization import (
     stop_token_ids,
     tokenize_prompt,
 )
+from ..reporting.terminal import print_examples
 from ..reporting.trackers import log_examples
 from ..reporting.trainer_card import ModelCardMixin
 from ..teachers.base import Teacher
@@ -94,6 +93,7 @@ from .pair_batch import NOT_FOR_THE_MODEL, PAIR_COLUMNS, PairCollator, PairLogPr
 from .replay import ReplayMixin
 from .shared_prefix import packed_forward, self_check
 from .stored_pairs import tokenize_pair
+from .vllm_rollouts import VLLMRollouts
 
 
 logger = get_logger(__name__)
@@ -535,7 +535,7 @@ class CorrectionOptimizationTrainer(
         self._encode = CompletionEncoder(self._tokenizer, self._sampler.stop_ids, args.missing_thoughts)
         self._vllm = None
         if args.use_vllm and self.teacher is not None:
-            self._vllm = self._start_vllm()
+            self._vllm = VLLMRollouts(self)
 
     def card_notes(self) -> dict[str, Any]:
         args = self.args
@@ -565,39 +565,11 @@ class CorrectionOptimizationTrainer(
             engine=self.rollouts,
         )
 
-    def _start_vllm(self):
-        args = self.args
-        self._vllm_synced_step = -1
-        return _vllm_generation()(
-            model=self.model,
-            accelerator=self.accelerator,
-            processing_class=self.processing_class,
-            mode=args.vllm_mode,
-            server_base_url=args.vllm_server_base_url,
-            tensor_parallel_size=args.vllm_tensor_parallel_size,
-            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-            max_model_length=args.vllm_max_model_length,
-            max_num_seqs=args.per_device_train_batch_size
-            * args.gradient_accumulation_steps
-            * (args.max_staleness + 1)
-            * args.vllm_tensor_parallel_size,
-            trust_remote_code=args.trust_remote_code,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            max_completion_length=args.max_completion_length,
-            logprobs=None,
-            generation_kwargs=args.generation_kwargs,
-        )
-
     def _sample(self, prompt_ids: list[list[int]], names: list[tuple]) -> list[list[int]]:
         """Responses of the current policy. A resumed run samples what the uninterrupted one did: the names hold the
         step."""
         if self._vllm is not None:
-            if self._vllm_synced_step != self.state.global_step:
-                self._vllm.sync_weights()
-                self._vllm_synced_step = self.state.global_step
-            return self._vllm.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+            return self._vllm(prompt_ids, self.state.global_step)
         return self._sampler(prompt_ids, names).ids
 
     def _places(self, batches: list[list[dict[str, Any]]], size: int, first: int = 0) -> list[int]:
@@ -1174,20 +1146,8 @@ class CorrectionOptimizationTrainer(
         super().log(logs, start_time)
         if mode == "train" and "logps/correction" in logs:
             if self.args.log_completions and self.accelerator.is_main_process and self._examples_to_print:
-                self._print_examples()
+                print_examples(self._examples_to_print, self.state.global_step)
                 log_examples(self, "completions", self._examples_to_print)
-
-    def _print_examples(self):
-        if not is_rich_available():
-            return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("prompt", "response", "correction", title=f"Step {self.state.global_step}", show_lines=True)
-        for prompt, response, correction in (example.values() for example in self._examples_to_print):
-            shown = "(unchanged)" if correction == response else "(none)" if correction is None else correction
-            table.add_row(*(str(text)[-400:].replace("[", r"\[") for text in (message_text(prompt), response, shown)))
-        Console().print(table)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -1218,14 +1178,6 @@ class CorrectionOptimizationTrainer(
 
     def _ready_file(self) -> str:
         return f"pairs_sampled_ahead_{self.accelerator.process_index}.json"
-
-
-def _vllm_generation() -> type:
-    if not is_vllm_available():
-        raise ImportError("`use_vllm=True` needs vLLM: pip install 'correction-trl[vllm]'.")
-    from trl.generation.vllm_generation import VLLMGeneration
-
-    return VLLMGeneration
 
 
 def _nan_if_none(value: float | None) -> float:

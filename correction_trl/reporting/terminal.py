@@ -2,11 +2,15 @@
 
 import atexit
 import sys
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from rich.console import Console
+from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from trl import RichProgressCallback
+
+from ..data_utils import message_text
 
 
 # Logged key -> what a reader calls it. With `eval_` in front they are the evaluation's.
@@ -89,6 +93,25 @@ class ReadableProgress(RichProgressCallback):
     def _shown(self, logs: Mapping[str, float]) -> dict[str, float]:
         named = self._numbers | {f"eval_{key}": f"evaluation: {name}" for key, name in self._numbers.items()}
         return {name: logs[key] for key, name in named.items() if isinstance(logs.get(key), int | float)}
+
+
+def print_examples(examples: Sequence[Mapping[str, Any]], step: int) -> None:
+    """
+    A table of prompts, responses and corrections, of each its end.
+
+    Args:
+        examples (`Sequence[dict]`):
+            `{"prompt", "response", "correction"}`; a `correction` of `None` means that there is none.
+        step (`int`):
+            Number of the update.
+    """
+    table = Table("prompt", "response", "correction", title=f"Step {step}", show_lines=True)
+    for example in examples:
+        response, correction = example["response"], example["correction"]
+        shown = "(unchanged)" if correction == response else "(none)" if correction is None else correction
+        texts = (message_text(example["prompt"]), response, shown)
+        table.add_row(*(str(text)[-400:].replace("[", r"\[") for text in texts))
+    Console().print(table)
 
 
 def show_readable_progress(trainer: Trainer) -> None:

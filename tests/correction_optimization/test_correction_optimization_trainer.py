@@ -642,9 +642,7 @@ def test_vllm_is_used_as_trl_offers_it(make_trainer, plain_prompts, teacher, mon
             calls.append(("generate", len(prompts), num_generations))
             return prompts, [[5, 6, 2] for _ in prompts], None, None
 
-    monkeypatch.setattr(
-        "correction_trl.correction_optimization.correction_optimization_trainer._vllm_generation", lambda: FakeVLLM
-    )
+    monkeypatch.setattr("correction_trl.correction_optimization.vllm_rollouts.vllm_generation", lambda: FakeVLLM)
     trainer = make_trainer(plain_prompts, teacher=teacher, use_vllm=True, max_steps=2)
     trainer.train()
     assert calls == [("init", "colocate", 12), ("sync",), ("generate", 4, 1), ("sync",), ("generate", 4, 1)]
