@@ -19,8 +19,11 @@ def main(folder: Path) -> None:
     for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb")):
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        # What the cells write stays in the folder
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+        NotebookClient(
+            notebook,
+            timeout=300,  # s, a cell
+            resources={"metadata": {"path": str(folder)}},  # where the cells write
+        ).execute()
         nbformat.write(notebook, folder / path.name)
         outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
         if not any("image/png" in output.get("data", {}) for output in outputs):

@@ -12,6 +12,8 @@ from helpers import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 REPOSITORY = "https://github.com/correction-trl/correction_trl/blob/main/"
 
+assert NOTEBOOKS, "notebooks/ is missing"  # without it every test here would be skipped
+
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
