@@ -119,7 +119,8 @@ class ChatServer:
         api_key_variable (`str`, *optional*, defaults to `"SERVER_API_KEY"`):
             Name of the environment variable that holds the API key; without one, none is sent.
         role (`str`, *optional*, defaults to `"server"`):
-            What messages call it: `"server"`, or `"teacher"`. Settings in messages begin with it (`server_base_url`).
+            What messages call it: `"server"`, `"teacher"` or `"judge"`. Settings in messages begin with it
+            (`server_base_url`).
 
     Raises:
         BadInput: If the address, the name of the variable or a number cannot be right.
@@ -135,7 +136,7 @@ class ChatServer:
         reply_retries: int = 2,
         first_pause: float = 0.5,
         api_key_variable: str = "SERVER_API_KEY",
-        role: Literal["server", "teacher"] = "server",
+        role: Literal["server", "teacher", "judge"] = "server",
     ):
         _check_address(base_url, role)
         if not re.fullmatch(r"[A-Za-z_]\w*", api_key_variable):

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import difflib
 import enum
+import functools
 import json
 import logging
 import math
@@ -88,6 +89,13 @@ class DataArguments:
         metadata={
             "help": "`module:function` from a split as it is published to the dataset to use, such as `problems` of a "
             "task pack (docs/tasks.md)."
+        },
+    )
+    judge: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "A model behind a server that judges, for settings that name `judge` (a value function) or "
+            "`judge:feedback`: {model, base_url, template, store, ...}; see docs/rewards.md."
         },
     )
     prompt_template: str | None = field(
@@ -806,7 +814,7 @@ def named_function(
             f"`{setting}` is required: nothing else says which responses are right. Name a `module:function`, for "
             "example `my_rewards:is_right`; see docs/rewards.md."
         )
-    function = None if name is None else import_function(name, setting)
+    function = None if name is None else function_or_judge(arguments, name, setting)
     own = getattr(arguments, settings) if settings else None
     if isinstance(own, str):
         try:
@@ -816,6 +824,42 @@ def named_function(
     if own and function is None:
         raise BadInput(f"`{settings}` is set and `{setting}` is not; name the function that they are for.")
     return with_settings(function, own, settings, n_given=2) if own else function
+
+
+def function_or_judge(arguments: DataArguments, name: str, setting: str) -> Callable:
+    """
+    The function `module:function`; or for `judge` and `judge:feedback` the judge of the arguments, one for all that
+    name it.
+
+    Args:
+        arguments ([`DataArguments`]):
+            Those with the setting `judge`.
+        name (`str`):
+            The function's name.
+        setting (`str`):
+            The setting that names it.
+
+    Raises:
+        BadInput: If there is none, or no judge that it could be.
+    """
+    if name not in ("judge", "judge:feedback"):
+        return import_function(name, setting)
+    judge = _judge(arguments.judge if isinstance(arguments.judge, str) else json.dumps(arguments.judge))
+    return judge if name == "judge" else judge.feedback
+
+
+@functools.lru_cache
+def _judge(setting: str) -> Callable:
+    from .teachers import ServerJudge
+
+    example = "for example `judge: {model: Qwen/Qwen2.5-7B-Instruct, base_url: http://localhost:8000/v1}`"
+    try:
+        settings = json.loads(setting)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"`judge` is no JSON ({error}).") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("model"), str):
+        raise BadInput(f"A function named `judge` needs the setting `judge`, a mapping with a `model`, {example}.")
+    return ServerJudge(**settings)
 
 
 def check_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> None:

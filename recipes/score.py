@@ -21,7 +21,7 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
+from correction_trl.recipe import ScriptArguments, TrainingRun, function_or_judge, parse, run
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "score" / "quickstart.yaml"
@@ -51,7 +51,7 @@ def main(script_args, training_args, model_args):
     from correction_trl import SCoReTrainer
     from correction_trl.errors import BadInput
     from correction_trl.evaluation import Evaluation
-    from correction_trl.functions import import_function, named_text
+    from correction_trl.functions import named_text
     from correction_trl.reporting import SCORE_NUMBERS, SCORE_PANELS
 
     job = TrainingRun(script_args, training_args, model_args)
@@ -59,7 +59,7 @@ def main(script_args, training_args, model_args):
         if not job.embedded:
             raise BadInput("`reward_funcs` is not set; name at least one, for example `my_rewards:is_right`.")
         script_args.reward_funcs = ["correction_trl.carry_addition:exact_match"]
-    reward_funcs = [import_function(name, "reward_funcs") for name in script_args.reward_funcs]
+    reward_funcs = [function_or_judge(script_args, name, "reward_funcs") for name in script_args.reward_funcs]
     extractor = job.function("extract_answer")
     training_args.instruction = named_text(training_args.instruction, "instruction")
     trainer = SCoReTrainer(

@@ -81,6 +81,8 @@ class Server:
         finally:
             self.at_once -= 1
         text = f"Let me see.\n<corrected_response>\nright {item}\n</corrected_response>"
+        if options.judge:
+            text = f"<feedback>It is off by {item}.</feedback>\n<score>{item % 11}</score>"
         if options.echo_key and item % options.echo_key == 0:
             text = text.replace("right", f"{' '.join(self.authorizations)} right")
         answer = {
@@ -154,6 +156,7 @@ def running(**options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--judge", type=int, default=0, help="1: reply as a judge, with the item's number modulo 11.")
     parser.add_argument("--latency", type=float, default=0.0, help="Seconds until a reply.")
     parser.add_argument("--faults", default="", help=f"Some of {','.join(FAULTS)}.")
     parser.add_argument("--share", type=float, default=0.05, help="Share of the items that each fault befalls.")

@@ -12,9 +12,12 @@ _PUBLIC = {
     "FunctionTeacher": "base",
     "HumanCollection": "human",
     "Item": "base",
+    "Judgement": "judge",
+    "JudgePrompt": "judge",
     "LocalTeacher": "local",
     "PolicyTeacher": "policy",
     "Progress": "collection",
+    "ServerJudge": "judge",
     "ServerTeacher": "server",
     "StoredTeacher": "stored",
     "StoringTeacher": "collection",
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from .base import FunctionTeacher, Item, Teacher  # noqa: F401
     from .collection import Progress, StoringTeacher, collect  # noqa: F401
     from .human import HumanCollection, ask_people  # noqa: F401
+    from .judge import Judgement, JudgePrompt, ServerJudge  # noqa: F401
     from .local import LocalTeacher  # noqa: F401
     from .policy import PolicyTeacher  # noqa: F401
     from .prompting import TeacherPrompt  # noqa: F401

@@ -48,6 +48,8 @@ class TeacherPrompt:
         BadInput: If the file does not exist or is no valid template.
     """
 
+    called = "correction prompt"  # in messages
+
     def __init__(self, template: str | Path = "minimal_correction"):
         self.path = Path(template)
         if not self.path.suffix:
@@ -57,22 +59,23 @@ class TeacherPrompt:
         except OSError as error:
             ready = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
             raise BadInput(
-                f"The correction prompt {str(template)!r} cannot be read ({error.strerror}); name a file that ends in "
+                f"The {self.called} {str(template)!r} cannot be read ({error.strerror}); name a file that ends in "
                 f".jinja, or one of {ready}."
             ) from None
         self.version = hashlib.sha256(source.encode()).hexdigest()[:12]
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
         try:
-            tree = environment.parse(source)
+            self.tree = environment.parse(source)
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise BadInput(f"The correction prompt {self.path} is no valid template: {error}.") from None
-        self.columns = meta.find_undeclared_variables(tree) - {"prompt", "response"}
+            raise BadInput(f"The {self.called} {self.path} is no valid template: {error}.") from None
+        self.columns = meta.find_undeclared_variables(self.tree) - {"prompt", "response"}
         self.reply_tag = next(
-            (node.node.as_const() for node in tree.find_all(nodes.Assign) if node.target.name == "reply_tag"), None
+            (node.node.as_const() for node in self.tree.find_all(nodes.Assign) if node.target.name == "reply_tag"),
+            None,
         )
         if "user" not in self._template.blocks:
-            raise BadInput(f"The correction prompt {self.path} has no block 'user'.")
+            raise BadInput(f"The {self.called} {self.path} has no block 'user'.")
 
     def messages(self, variables: dict[str, Any]) -> list[dict[str, str]]:
         """
@@ -93,7 +96,7 @@ class TeacherPrompt:
                     text = "".join(self._template.blocks[role](context)).strip()
                 except jinja2.TemplateError as error:
                     raise BadInput(
-                        f"The correction prompt {self.path} cannot be filled in: {error}; the row has the columns "
+                        f"The {self.called} {self.path} cannot be filled in: {error}; the row has the columns "
                         f"{', '.join(variables)}."
                     ) from None
                 if text:

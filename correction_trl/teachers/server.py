@@ -65,6 +65,7 @@ class ServerTeacher(Teacher):
     """
 
     waits_for_a_server = True
+    _role = "teacher"  # in messages
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class ServerTeacher(Teacher):
     ):
         super().__init__()
         if max_tokens < 1:
-            raise BadInput("A teacher's `max_tokens` must be at least 1.")
+            raise BadInput(f"A {self._role}'s `max_tokens` must be at least 1.")
         self.server = ChatServer(
             model,
             base_url,
@@ -96,7 +97,7 @@ class ServerTeacher(Teacher):
             reply_retries=reply_retries,
             first_pause=first_pause,
             api_key_variable=api_key_variable,
-            role="teacher",
+            role=self._role,
         )
         self.model, self.base_url, self.concurrency, self.timeout = model, base_url, concurrency, timeout
         self.name = f"server:{model}"
