@@ -123,7 +123,7 @@ def stored_pairs(prompts: Dataset, model_path: str, n_pairs: int, seed: int) -> 
             seed=seed,
             n_examples=2000,
         )
-        pairs += found.examples
+        pairs += [example for example in found.examples if example["response"]]  # one may end at once
         if len(pairs) >= n_pairs:
             break
     return Dataset.from_list(pairs[:n_pairs])
