@@ -176,9 +176,11 @@ def write_table(results: study.Study):
         f"updates at 1e-4 of 128 and 16 pairs, seeds {results.seeds}. Share of right lines, greedy / sampled, and "
         "log π(y'|x) in nats, of the whole correction. `linear` and `cpl` without the reference, the others relative "
         "to it. `nll_weight` is that of the sum over the tokens (of their mean in `ipo` and `ddpo`). "
-        "Coarse: few seeds, one learning rate, 300 problems (a standard error of 2 to 3 points); with gold "
-        "corrections, where more of the anchor is more fine-tuning on the right answer; and the 154 tokens are 14 and "
-        "their copies, so that the later lines cost little. Written by `python benchmarks/two_lengths_study.py` from "
+        "The defaults are, of each loss's three anchors at its larger `beta`, the smallest whose mean is within two "
+        "points of the loss's best. Coarse: few seeds, one learning rate, 300 problems (a standard error of 2 to 3 "
+        "points); with gold corrections, where more of the anchor is more fine-tuning on the right answer; and the "
+        "154 tokens are 14 and their copies, so that the later lines cost little. Written by "
+        "`python benchmarks/two_lengths_study.py --seeds 0 1 2` from "
         "`results/two_lengths_study.jsonl`.",
         "",
     ]
@@ -187,16 +189,18 @@ def write_table(results: study.Study):
         greedy, sampled = 100 * metrics["acc@t1"], 100 * metrics["acc@t1/sampled"]
         return f"{greedy:.1f} / {sampled:.1f}, {metrics['logps/correction']:.2f}"
 
-    rows = [["base model", "", "", *(cell(base[str(n)]) for n in LINES)]]
+    rows = [["base model", "", "", *(cell(base[str(n)]) for n in LINES), "", ""]]
     wanted = dict.fromkeys((run["loss"], run["beta"], run["nll_weight"]) for run in results.runs)
     for loss, beta, nll_weight in sorted(wanted):
-        row = [loss, "" if loss == "linear" else str(beta), str(nll_weight)]
+        row = [loss, str(beta) if loss not in ("linear", CONTROL) else "", str(nll_weight) if loss != CONTROL else ""]
+        accuracies = []
         for n_lines in LINES:
             runs = results.where(n_lines=n_lines, loss=loss, beta=beta, nll_weight=nll_weight)
             means = {name: sum(run["metrics"][name] for run in runs) / len(runs) for name in METRICS} if runs else None
             row.append(cell(means) if means else "not run")
-        rows.append(row)
-    lines += study.table(["loss", "beta", "`nll_weight`", *LINES.values()], rows)
+            accuracies += [100 * means[name] for name in METRICS[:2]] if means else [float("nan")]
+        rows.append([*row, f"{sum(accuracies) / len(accuracies):.1f}", str(len(runs))])
+    lines += study.table(["loss", "beta", "`nll_weight`", *LINES.values(), "mean of the four", "seeds"], rows)
     TABLE.write_text("\n".join(lines) + "\n")
 
 

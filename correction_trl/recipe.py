@@ -4,8 +4,6 @@ import atexit
 import contextlib
 import difflib
 import enum
-import functools
-import json
 import logging
 import math
 import os
@@ -32,8 +30,8 @@ from .carry_addition import embedded_path
 from .checkpoints import checkpoint_to_resume_from, full_disk, owned
 from .data_utils import load_split, prepare, public_name, with_prompts
 from .errors import BadInput, TeacherFailed, first_line
-from .functions import import_function, with_settings
 from .mixtures import load_mixture, read_mixture
+from .named_functions import named_function
 
 
 if TYPE_CHECKING:
@@ -778,88 +776,6 @@ def end_processes(trainer: "Trainer") -> None:
     trainer.model_wrapped = trainer.model
     trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
-
-
-def named_function(
-    arguments: DataArguments,
-    setting: str,
-    embedded: str | None = None,
-    required: bool = False,
-    settings: str | None = None,
-) -> Callable | None:
-    """
-    The function that a setting names as `module:function`.
-
-    Args:
-        arguments ([`DataArguments`]):
-            Those with the setting.
-        setting (`str`):
-            Its name.
-        embedded (`str`, *optional*):
-            The function for the embedded task, where the setting is not given. It is written into the arguments.
-        required (`bool`, *optional*, defaults to `False`):
-            Whether the recipe cannot do without.
-        settings (`str`, *optional*):
-            Name of the setting that holds the function's own, by parameter, as a dict or as JSON. The function's first
-            two parameters are none.
-
-    Raises:
-        BadInput: If it is required and not given, does not exist, or has no such settings.
-    """
-    if arguments.embedded and getattr(arguments, setting) is None:
-        setattr(arguments, setting, embedded)
-    name = getattr(arguments, setting)
-    if name is None and required:
-        raise BadInput(
-            f"`{setting}` is required: nothing else says which responses are right. Name a `module:function`, for "
-            "example `my_rewards:is_right`; see docs/rewards.md."
-        )
-    function = None if name is None else function_or_judge(arguments, name, setting)
-    own = getattr(arguments, settings) if settings else None
-    if isinstance(own, str):
-        try:
-            own = json.loads(own)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"`{settings}` is no JSON ({error}).") from None
-    if own and function is None:
-        raise BadInput(f"`{settings}` is set and `{setting}` is not; name the function that they are for.")
-    return with_settings(function, own, settings, n_given=2) if own else function
-
-
-def function_or_judge(arguments: DataArguments, name: str, setting: str) -> Callable:
-    """
-    The function `module:function`; or for `judge` and `judge:feedback` the judge of the arguments, one for all that
-    name it.
-
-    Args:
-        arguments ([`DataArguments`]):
-            Those with the setting `judge`.
-        name (`str`):
-            The function's name.
-        setting (`str`):
-            The setting that names it.
-
-    Raises:
-        BadInput: If there is none, or no judge that it could be.
-    """
-    if name not in ("judge", "judge:feedback"):
-        return import_function(name, setting)
-    judge = _judge(arguments.judge if isinstance(arguments.judge, str) else json.dumps(arguments.judge))
-    return judge if name == "judge" else judge.feedback
-
-
-@functools.lru_cache
-def _judge(setting: str) -> Callable:
-    from .teachers import ServerJudge
-
-    example = "for example `judge: {model: Qwen/Qwen2.5-7B-Instruct, base_url: http://localhost:8000/v1}`"
-    try:
-        settings = json.loads(setting)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"`judge` is no JSON ({error}).") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("model"), str):
-        raise BadInput(f"A function named `judge` needs the setting `judge`, a mapping with a `model`, {example}.")
-    return ServerJudge(**settings)
 
 
 def check_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-from correction_trl.recipe import DataArguments, as_dict, check_folders, named_function, parse, run
+from correction_trl.named_functions import named_function
+from correction_trl.recipe import DataArguments, as_dict, check_folders, parse, run
 from correction_trl.teachers.arguments import TeacherArguments
 from correction_trl.teachers.people import PeopleArguments
 from correction_trl.teachers.sampled_responses import ResponseArguments

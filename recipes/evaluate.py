@@ -28,7 +28,8 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from correction_trl.inference.arguments import InferenceArguments
-from correction_trl.recipe import EvaluationDataArguments, as_dict, check_folders, named_function, parse, run
+from correction_trl.named_functions import named_function
+from correction_trl.recipe import EvaluationDataArguments, as_dict, check_folders, parse, run
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "evaluate" / "quickstart.yaml"

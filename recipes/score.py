@@ -21,7 +21,8 @@ from pathlib import Path
 
 from trl import ModelConfig
 
-from correction_trl.recipe import ScriptArguments, TrainingRun, function_or_judge, parse, run
+from correction_trl.named_functions import function_or_judge
+from correction_trl.recipe import ScriptArguments, TrainingRun, parse, run
 
 
 QUICKSTART = Path(__file__).parent / "configs" / "score" / "quickstart.yaml"

@@ -28,6 +28,7 @@ FLOORS = [
     {"reporting"},
     {"correction_optimization", "corrector_sft", "score"},
     {"self_correction_dpo"},
+    {"named_functions"},
     {"recipe"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

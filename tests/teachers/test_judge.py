@@ -7,7 +7,8 @@ from misbehaving_server import running
 
 from correction_trl import CorrectionOptimizationConfig, CorrectionOptimizationTrainer
 from correction_trl.errors import BadInput, ServerFailed
-from correction_trl.recipe import DataArguments, named_function
+from correction_trl.named_functions import named_function
+from correction_trl.recipe import DataArguments
 from correction_trl.teachers import JudgePrompt, ServerJudge
 
 
