@@ -264,6 +264,9 @@ def plot_before_after(
             axis.grid(axis="y", visible=False)
             axis.set_xlabel(label)
             axis.margins(x=0.06)
+            low, high = axis.get_xlim()
+            if high - low < (least := 0.02 * max(abs(low), abs(high))):  # nothing has changed: no axis of 0.0005 + 14
+                axis.set_xlim(low - least, high + least)
             axis.xaxis.set_major_locator(MaxNLocator(nbins=8))
             if axis.get_xlim()[0] < 0 < axis.get_xlim()[1]:
                 axis.axvline(0, color="#6b7075", linewidth=0.8, zorder=1)

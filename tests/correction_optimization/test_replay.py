@@ -80,7 +80,7 @@ def naive_replay_gradient(trainer, rows, mean):
         ("sigmoid", {"replay_weight": 2.0}, 2.0),
         ("ddpo", {}, 3.0),
         ("sft", {}, 1.0),
-        ("linear", {"shared_prefix": True}, 2.4),
+        ("linear", {"shared_prefix": True}, 9.6),
     ],
 )
 def test_the_gradient_of_an_update_is_the_mixture_that_is_written_down(make_trainer, loss_type, settings, weight):
