@@ -33,7 +33,9 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
     known -= {f"--{name}" for name in TrainingArguments.__dataclass_fields__}
     known -= {"-h", "--help"}
-    for_accelerate, for_recipe, current = [], [], None
+    for_accelerate: list[str] = []
+    for_recipe: list[str] = []
+    current: list[str] | None = None
     for argument in arguments:
         if argument.startswith("--"):
             current = for_accelerate if argument.partition("=")[0] in known else for_recipe

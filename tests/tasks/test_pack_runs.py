@@ -82,23 +82,44 @@ def any_value(completions, **columns):
     return [sum(map(ord, text)) % 97 / 97 for text in texts]
 
 
+E2E = [
+    {"meaning_representation": f"name[Bar {n}], food[{food}]", "human_reference": f"Bar {n} serves {food} food."}
+    for n, food in enumerate(["French", "Indian", "English"] * 2)
+]
+WORDS = [
+    {"concepts": [noun, "run"], "target": f"a {noun} runs"} for noun in ("dog", "cat", "man", "girl", "boy", "cow")
+]
 PROGRAMS = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}. #### {n + 1}"} for n in range(6)]
 
 
-@pytest.mark.parametrize(("config", "rows"), [("toxicity", TOXICITY), ("math_programs", PROGRAMS)])
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        ("toxicity", TOXICITY),
+        ("math_programs", PROGRAMS),
+        ("e2e", E2E),
+        ("commongen", WORDS),
+    ],
+)
 def test_a_corrector_trains_on_it(config, rows, launch):
     more = ["--value_function", "test_pack_runs:any_value", "--dataset_test_split", "train"]
     if config == "toxicity":
         more += ["--pair_feedback_function", "correction_trl.tasks.toxicity:word_list_fallen"]
         more += ["--feedback_function", "correction_trl.tasks.toxicity:word_list_strongest", "--test_rows", "9"]
-    else:  # the pack's own functions comment, in the sandbox
+    elif config == "math_programs":  # the pack's own functions comment, in the sandbox
         more += ["--feedback_function", "correction_trl.tasks.math_programs:what_went_wrong"]
     found = launch("corrector_sft", config, rows, *more, "--test_dataset_name", "rows.jsonl")
     assert found["after"]["acc@t1"]["n"] == 2  # of the 18 prompts for detoxification, rows 0 and 10 are held out
-    assert ("acc@t4" in found["after"]) == (config == "toxicity")  # three corrections, and one
+    assert ("acc@t4" in found["after"]) == (config != "math_programs")  # three corrections, and one
 
 
 ROWS = [{"concepts": ["dog", "run"], "target": "a dog runs"}, {"concepts": ["cat"], "target": "a cat"}]
+
+
+def test_descriptions_of_restaurants(launch, tiny_model):
+    settings = json.dumps({"fluency_model": tiny_model})
+    found = launch("evaluate", "e2e", E2E, "--corrector", tiny_model, "--table_settings", settings)
+    assert found["after"]["coverage@t1"]["mean"] == 0.0 and found["after"]["acc@t4"]["n"] == 2
 
 
 def test_constrained_generation(launch, tiny_model):
