@@ -8,6 +8,8 @@ from functools import cache
 import pytest
 from datasets import Dataset
 from helpers import ROOT
+from PIL import Image
+from tiny_vision_models import build_llava
 
 from correction_trl.errors import BadInput
 
@@ -172,6 +174,28 @@ def test_scl_builds_its_pairs_in_the_paper_s_format(launch, tmp_path):
     counts = json.loads((tmp_path / "out" / "round_1" / "pairs.json").read_text())
     assert len(pairs) == counts["pairs"] > 0
     assert all("A. 1\nB. 2\nC. 3 Explain your reasoning" in row["prompt"][0]["content"] for row in pairs)
+
+
+def test_scl_builds_pairs_from_images(launch, tmp_path):
+    """MMBench-shaped rows through the pack's config on a random vision-language model."""
+    model, processor = build_llava()
+    model.save_pretrained(tmp_path / "llava")
+    processor.save_pretrained(tmp_path / "llava")
+    colors = ["red", "green", "blue", "white", "black", "yellow"]
+    columns = {
+        "question": [f"Which colour is it, {n}?" for n in range(6)], "hint": ["nan"] * 6, "answer": list("ABABAB"),
+        "A": colors, "B": colors[::-1], "C": ["nan"] * 6, "D": ["nan"] * 6,
+        "image": [Image.new("RGB", (28, 28), color) for color in colors],
+    }  # fmt: skip
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(columns).to_parquet(tmp_path / "data" / "dev.parquet")
+    more = ["--only_pairs", "true", "--value_function", "test_pack_runs:any_value", "--correct_threshold", "0.5"]
+    more += ["--model_name_or_path", "llava", "--dataset_name", "data", "--dataset_train_split", "validation"]
+    more += ["--test_dataset_name", "data", "--dataset_test_split", "validation"]
+    assert launch("self_correction_dpo", "mmbench", [], *more) is None
+    pairs = Dataset.from_parquet(str(tmp_path / "out" / "round_1" / "pairs.parquet"))
+    assert len(pairs) > 0 and "image" in pairs.column_names
+    assert "Which colour is it" in str(pairs[0]["prompt"])
 
 
 def test_a_reference_model_that_is_not_there_is_said_before_anything_is_sampled(launch, tiny_model, monkeypatch):
