@@ -45,6 +45,7 @@ _PUBLIC = {
     "verify_by_key_condition": "_proco",
     "whole_text": "answers",
     "with_corrector": "_with_corrector",
+    "with_feedback": "_with_feedback",
 }
 
 __all__ = [*_PUBLIC]
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from ._self_refine import self_refine  # noqa: F401
     from ._solve import problems_of, solve  # noqa: F401
     from ._with_corrector import Corrector, with_corrector  # noqa: F401
+    from ._with_feedback import with_feedback  # noqa: F401
     from .answers import final_answer, last_number, multiple_choice, whole_text  # noqa: F401
     from .chat import Chat, Conversation, LocalChat, load_model  # noqa: F401
     from .iterative import correct_iteratively  # noqa: F401

@@ -25,6 +25,7 @@ from ._repair import repair
 from ._self_checking import self_checking
 from ._self_refine import self_refine
 from ._with_corrector import Corrector, with_corrector
+from ._with_feedback import with_feedback
 from .answers import whole_text
 from .chat import Chat, LocalChat, load_model
 from .server_chat import ServerChat
@@ -68,7 +69,8 @@ class InferenceArguments:
     )
     corrector: str | None = field(default=None, metadata={"help": "Trained corrector, for `with_corrector`."})
     feedback_function: str | None = field(
-        default=None, metadata={"help": "`module:function` that tells the corrector about a response."}
+        default=None,
+        metadata={"help": "`module:function` that tells `with_corrector` or `with_feedback` about a response."},
     )
     feedback_settings: dict | str | None = field(default=None, metadata={"help": "Its settings, by parameter."})
     strategy_settings: dict | str | None = field(
@@ -114,6 +116,11 @@ class InferenceArguments:
                 raise BadInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if "with_corrector" in self.strategies and self.corrector is None:
             raise BadInput("The strategy `with_corrector` needs a `corrector`: the folder or Hub id of a trained one.")
+        if "with_feedback" in self.strategies and self.feedback_function is None:
+            raise BadInput(
+                "The strategy `with_feedback` needs a `feedback_function`, for example "
+                "`correction_trl.tasks.code_generation:failure`."
+            )
 
     def describe(self) -> str:
         """How it was sampled, in a sentence for the report."""
@@ -174,6 +181,7 @@ def make_strategies(
         "self_reminder": partial(self_reminder),
         "refusal_demonstrations": partial(refusal_demonstrations),
         "with_corrector": partial(with_corrector, corrector=corrector),
+        "with_feedback": partial(with_feedback, feedback_function=make_feedback(arguments), turns=turns),
         "repair": partial(repair, turns=turns, instruction=instruction),
         "parallel": partial(parallel, extract_answer=extract_answer),
         "parallel_corrected": partial(parallel_corrected, instruction=instruction, extract_answer=extract_answer),
@@ -218,17 +226,21 @@ def make_chat(arguments: InferenceArguments, model: str, model_args: ModelConfig
     )
 
 
+def make_feedback(arguments: InferenceArguments) -> Callable | None:
+    """The feedback function of the arguments, with its settings, if there is one."""
+    if arguments.feedback_function is None:
+        return None
+    feedback = import_function(arguments.feedback_function, "feedback_function")
+    return with_settings(feedback, arguments.feedback_settings or {}, "feedback_settings", n_given=2)
+
+
 def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, device: torch.device) -> Corrector | None:
     """The corrector that the strategy `with_corrector` needs, loaded as `model_args` say; `None` without it."""
     if "with_corrector" not in arguments.strategies:
         return None
-    feedback = None
-    if arguments.feedback_function:
-        feedback = import_function(arguments.feedback_function, "feedback_function")
-        feedback = with_settings(feedback, arguments.feedback_settings or {}, "feedback_settings", n_given=2)
     return Corrector(
         *load_model(arguments.corrector, model_args, device),
-        feedback_function=feedback,
+        feedback_function=make_feedback(arguments),
         max_corrections=arguments.turns - 1,
         message_template=arguments.corrector if Path(arguments.corrector).is_dir() else None,
         max_completion_length=arguments.max_completion_length,

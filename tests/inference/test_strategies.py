@@ -25,6 +25,7 @@ from correction_trl.inference import (
     self_consistency,
     self_refine,
     whole_text,
+    with_feedback,
 )
 from correction_trl.inference._gated_revision import read_verdict
 from correction_trl.inference._self_refine import FEEDBACK, REFINE, STOP_PHRASE
@@ -89,6 +90,36 @@ class TestSelfRefine:
     def test_a_thought_of_the_stop_phrase_does_not_stop(self):
         _, trace = play(self_refine, ["5", f"<think>{STOP_PHRASE}? No.</think>Wrong.", "4"], rounds=1)
         assert trace.responses == ["5", "4"]
+
+
+class TestWithFeedback:
+    def test_what_a_program_says_is_the_follow_up_until_it_says_nothing(self):
+        seen = []
+
+        def marks(prompts, completions, answer, **columns):
+            text = completions[0][-1]["content"]  # a conversation's completion, as TRL hands it over
+            seen.append((prompts, text, answer))
+            return ["" if text == answer[0] else f"{text} is not it."]
+
+        _, trace = play(with_feedback, ["5", "6", "4"], feedback_function=marks, turns=5)
+        assert trace.responses == ["5", "6", "4"] and trace.stop == "nothing to correct"
+        told = [message["content"] for message in trace.conversations[-1] if message["role"] == "user"]
+        assert len(told) == 3 and "5 is not it." in told[1] and "6 is not it." in told[2]
+        assert seen == [([QUESTION], text, ["4"]) for text in ("5", "6", "4")]
+
+    def test_it_ends_after_its_turns_or_at_the_phrase_of_a_passing_test(self):
+        _, trace = play(with_feedback, ["5", "6"], feedback_function=lambda completions, **_: ["no"], turns=2)
+        assert trace.responses == ["5", "6"] and trace.stop == "last turn"
+        passed = lambda completions, **_: ["All tests passed."]  # noqa: E731
+        _, trace = play(with_feedback, ["5"], feedback_function=passed, turns=4)
+        assert trace.responses == ["5"] and trace.stop == "nothing to correct"
+
+    def test_feedback_is_data_and_no_format(self):
+        braces = lambda completions, **_: ["got {'a': 1}"]  # noqa: E731
+        _, trace = play(with_feedback, ["5", "6"], feedback_function=braces)
+        assert "got {'a': 1}" in trace.conversations[-1][-2]["content"]
+        with pytest.raises(BadInput, match="`follow_up` of the strategy `with_feedback` must hold {feedback}"):
+            play(with_feedback, ["5"], feedback_function=braces, follow_up="Again.")
 
 
 class TestGatedRevision:

@@ -118,7 +118,10 @@ class TestPromises:
                 parameters = inspect.signature(kind.__call__).parameters.values()
                 assert any(p.kind is p.VAR_KEYWORD for p in parameters), f"{name} must take any further column"
                 instance = object.__new__(kind)
-                assert get_callable_name(instance) == kind.__dict__["__name__"] and not is_async_callable(instance)
+                called = kind.__dict__["__name__"]
+                called = called.fget(instance) if isinstance(called, property) else called
+                assert isinstance(called, str) and get_callable_name(instance) == called
+                assert not is_async_callable(instance)
             for name, ready in vars(loaded).items():
                 if callable(ready) and get_callable_name(ready) and type(ready).__module__ == loaded.__name__:
                     assert type(pickle.loads(pickle.dumps(ready))) is type(ready), name
