@@ -496,14 +496,18 @@ class TestNothingIsLeft:
 
     def test_interrupt_does_not_wait_for_the_jobs(self, nothing_left):
         """Ctrl-C: the jobs that run are killed, those that wait are not started."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
         jobs = [Job("import time\ntime.sleep(60)")] * 6
         sandbox = LocalSandbox(Limits(cpu_seconds=60, wall_seconds=60.0), workers=2)
         sandbox.run([HONEST])
         timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         start = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            sandbox.run(jobs)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                sandbox.run(jobs)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert time.monotonic() - start < 10
 
     def test_from_another_thread(self):
