@@ -28,7 +28,7 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from correction_trl.inference.arguments import InferenceArguments
-from correction_trl.named_functions import named_function
+from correction_trl.named_functions import function_or_judge, named_function
 from correction_trl.recipe import EvaluationDataArguments, as_dict, check_folders, parse, run
 
 
@@ -76,11 +76,12 @@ def main(args, asking, model_args):
     dataset = args.load(dataset_name, args.dataset_test_split, args.test_rows)
     table_function = named_function(args, "table_function", settings="table_settings")
     problems = problems_of(dataset, value_function, table_function)
-    corrector = make_corrector(asking, model_args, accelerator.device)
-    strategies = make_strategies(asking, value_function, corrector)
+    feedback = asking.feedback(partial(function_or_judge, args))
+    corrector = make_corrector(asking, model_args, accelerator.device, feedback)
+    strategies = make_strategies(asking, value_function, corrector, feedback)
 
     def evaluate(model):
-        version = model_version(model, model_args.model_revision)
+        version = model_version(model, model_args.model_revision) | ({"judge": args.judge} if args.judge else {})
         depends_on = traces_depend_on(asking, strategies, args.value_function, version)
         chat = partial(make_chat, asking, model, model_args, accelerator)
         found = solve(problems, strategies, chat, store, depends_on, asking.samples, public_name(model))

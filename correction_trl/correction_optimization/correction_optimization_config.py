@@ -88,8 +88,9 @@ class CorrectionOptimizationConfig(DPOConfig):
         nll_weight (`float`, *optional*):
             Weight of the NLL anchor −log π(y'|x), which keeps the correction's likelihood from falling together with
             the response's. It weighs tokens as the loss does (a sum; for `"ipo"` a mean, for `"ddpo"` edit-weighted),
-            so that its share of the gradient is the same at every length. By default 0.36 for
-            `"sigmoid"`, and as much for the others that the two terms stand in the same ratio; `0.0` removes it.
+            so that its share of the gradient is the same at every length. By default what docs/two_lengths_study.md
+            chose for the loss: 0.36 for `"sigmoid"`, `"dpop"` and `"cpl"`, 0.72 for `"hinge"`, 8.0 for `"ipo"`, 3.0
+            for `"ddpo"`, 9.6 for `"linear"`; `0.0` removes it.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             ε in [0, 0.5) of conservative DPO; for `loss_type="sigmoid"` only.
         dpop_lambda (`float`, *optional*, defaults to `50.0`):

@@ -272,6 +272,8 @@ class CorrectionOptimizationTrainer(
         self._sums = {"train": defaultdict(lambda: [0.0, 0.0]), "eval": defaultdict(lambda: [0.0, 0.0])}
         self._examples_to_print = []
         self._eval_batch = 0
+        # A stream is dealt out to the processes as tensors: its batches stay as they come, judged row by row
+        self._has_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
         self._stored = []  # stored pairs as they were given, for the value functions: `(first number, dataset)`
         self._stored_values = {}  # of those that were judged, by their number
 
@@ -299,10 +301,8 @@ class CorrectionOptimizationTrainer(
         self.add_callback(DisplacementCallback())
         self._wrap_collator()
         self._share_prefix_where_exact()
-        # A stream is dealt out to the processes as tensors; its batches stay as they come
-        is_stream = any(isinstance(d, IterableDataset) for d in (train_dataset, *eval_datasets.values()))
         needs_list = (self.teacher is None and self._counts_tokens()) or self.reward_funcs
-        self.data_collator.waits = bool(needs_list) and not is_stream
+        self.data_collator.waits = bool(needs_list) and not self._has_stream
         self._set_up_generation()
         self._set_up_replay(replay_dataset)
         if isinstance(asked, PolicyTeacher):
@@ -387,8 +387,8 @@ class CorrectionOptimizationTrainer(
                 )
 
         first = sum(len(given) for _, given in self._stored)
-        is_stream = isinstance(dataset, IterableDataset)
-        if reward_funcs and not is_stream:
+        row_by_row = self._has_stream
+        if reward_funcs and not row_by_row:
             self._stored.append((first, dataset.remove_columns(PAIR_TOKEN_COLUMNS)))
 
         def pair_numbers(row, number):
@@ -403,9 +403,9 @@ class CorrectionOptimizationTrainer(
                 "edit_ratio": edit_ratio(response, correction),
                 "response_truncated": float(max_length is not None and n_prompt + n_response > max_length),
             }
-            if not is_stream:
+            if reward_funcs and not row_by_row:
                 numbers["pair_number"] = first + number
-            elif reward_funcs:  # a stream's rows come one by one
+            elif reward_funcs:
                 others = {
                     key: [value]
                     for key, value in row.items()

@@ -134,9 +134,21 @@ class InferenceArguments:
         """The function from a response to its answer."""
         return import_function(self.extract_answer, "extract_answer") if self.extract_answer else whole_text
 
+    def feedback(self, find: Callable[[str, str], Callable] = import_function) -> Callable | None:
+        """The feedback function with its settings, if one is named; `find` gets its name and the setting's."""
+        if self.feedback_function is None:
+            return None
+        function = find(self.feedback_function, "feedback_function")
+        if not self.feedback_settings:
+            return function
+        return with_settings(function, self.feedback_settings, "feedback_settings", n_given=2)
+
 
 def make_strategies(
-    arguments: InferenceArguments, value_function: Callable, corrector: Corrector | None = None
+    arguments: InferenceArguments,
+    value_function: Callable,
+    corrector: Corrector | None = None,
+    feedback_function: Callable | None = None,
 ) -> dict[str, partial]:
     """
     The strategies that a configuration names, with their settings, and the controls.
@@ -148,6 +160,8 @@ def make_strategies(
             What the control `best_of_n_oracle` chooses by.
         corrector ([`Corrector`], *optional*):
             For the strategy `with_corrector`.
+        feedback_function (`Callable`, *optional*):
+            For the strategy `with_feedback`: [`InferenceArguments.feedback`].
 
     Returns:
         `dict[str, partial]`: by name, in the order of the configuration, the controls last.
@@ -181,7 +195,7 @@ def make_strategies(
         "self_reminder": partial(self_reminder),
         "refusal_demonstrations": partial(refusal_demonstrations),
         "with_corrector": partial(with_corrector, corrector=corrector),
-        "with_feedback": partial(with_feedback, feedback_function=make_feedback(arguments), turns=turns),
+        "with_feedback": partial(with_feedback, feedback_function=feedback_function, turns=turns),
         "repair": partial(repair, turns=turns, instruction=instruction),
         "parallel": partial(parallel, extract_answer=extract_answer),
         "parallel_corrected": partial(parallel_corrected, instruction=instruction, extract_answer=extract_answer),
@@ -226,21 +240,18 @@ def make_chat(arguments: InferenceArguments, model: str, model_args: ModelConfig
     )
 
 
-def make_feedback(arguments: InferenceArguments) -> Callable | None:
-    """The feedback function of the arguments, with its settings, if there is one."""
-    if arguments.feedback_function is None:
-        return None
-    feedback = import_function(arguments.feedback_function, "feedback_function")
-    return with_settings(feedback, arguments.feedback_settings or {}, "feedback_settings", n_given=2)
-
-
-def make_corrector(arguments: InferenceArguments, model_args: ModelConfig, device: torch.device) -> Corrector | None:
+def make_corrector(
+    arguments: InferenceArguments,
+    model_args: ModelConfig,
+    device: torch.device,
+    feedback_function: Callable | None = None,
+) -> Corrector | None:
     """The corrector that the strategy `with_corrector` needs, loaded as `model_args` say; `None` without it."""
     if "with_corrector" not in arguments.strategies:
         return None
     return Corrector(
         *load_model(arguments.corrector, model_args, device),
-        feedback_function=make_feedback(arguments),
+        feedback_function=feedback_function,
         max_corrections=arguments.turns - 1,
         message_template=arguments.corrector if Path(arguments.corrector).is_dir() else None,
         max_completion_length=arguments.max_completion_length,

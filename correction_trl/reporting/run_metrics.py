@@ -44,9 +44,9 @@ METRIC_DESCRIPTIONS = {
 }
 
 
-# A fall of the responses' log-probability per token under the model before training that is worth a warning. House
-# style on a real model: fine-tuning and the default loss end 0.2 above the base, text that the linear loss ruined 0.8
-# below it.
+# A fall of the responses' log-probability per token under the model before training that is worth a warning. From one
+# trial on a real model (house style, not among `results/`): fine-tuning and the default loss ended 0.2 above the base,
+# text that the linear loss had ruined 0.8 below it.
 FLUENCY_LIMIT = 0.5
 
 

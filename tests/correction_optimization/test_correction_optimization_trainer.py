@@ -928,6 +928,21 @@ def test_stored_pairs_are_judged_when_their_update_comes_together_and_once(make_
     assert sorted(text for call in calls for text in call) == sorted([*dataset["response"], *dataset["correction"]])
 
 
+def test_beside_a_stream_stored_pairs_are_judged_row_by_row(make_trainer, plain_pairs):
+    """Batches of a stream cannot wait; what is trained on must be judged all the same."""
+    length = lambda completions, **columns: [float(len(text)) for text in completions]  # noqa: E731
+    stream = plain_pairs.select(range(4)).to_iterable_dataset()
+    trainer = make_trainer(plain_pairs.select(range(4)), reward_funcs=length, max_steps=1, eval_dataset=stream)
+    trainer.train()
+    trainer.evaluate()
+    (mean,) = logged(trainer, "rewards/<lambda>/correction")
+    assert (
+        mean
+        == logged(trainer, "eval_rewards/<lambda>/correction")[0]
+        == pytest.approx(sum(map(len, plain_pairs["correction"][:4])) / 4)
+    )
+
+
 def test_a_column_with_the_name_of_one_of_ours_changes_nothing(make_trainer, plain_pairs):
     plain = make_trainer(plain_pairs, max_steps=2)
     plain.train()

@@ -257,3 +257,22 @@ def test_two_processes_share_the_work_and_find_the_same(launch, tmp_path):
     assert sorted(lines) == [24, 26]
     assert two["after"] == one["after"] and two["strategies"] == one["strategies"]
     assert done.stdout.count("Wrote out/metrics.json") == 1
+
+
+def test_a_judge_rates_and_says_what_to_correct(launch, tmp_path):
+    """One judgement of each response is its value and its follow-up."""
+    rows = [{"prompt": [{"role": "user", "content": f"item {n}"}]} for n in (3, 7)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running(judge=1) as server:
+        config = (
+            "dataset_name: rows.jsonl\nstrategies: [with_feedback]\ncontrols: false\nvalue_function: judge\n"
+            "feedback_function: judge:feedback\nmax_completion_length: 8\ncorrect_threshold: 0.5\n"
+            f"judge: {{model: tiny, base_url: '{server.url}', store: judged.sqlite, first_pause: 0.01}}\n"
+        )
+        metrics = launch(config=config)
+        assert metrics["after"]["acc@t1"]["mean"] == 0.5  # of 0.3 and 0.7
+        traces = [json.loads(line) for file in Path("out/traces").rglob("*.jsonl") for line in file.open()]
+        assert "It is off by 3." in json.dumps(traces) and "It is off by 7." in json.dumps(traces)
+        asked = server.stats()["asked"]
+        launch(config=config)
+        assert server.stats()["asked"] == asked  # no judgement is bought again
