@@ -249,6 +249,7 @@ def measure(contender: str, shape_name: str, args: argparse.Namespace, folder: s
             shared_prefix=shared_prefix,
             reference_free=reference_free,
             pad_to_multiple_of=8 if args.device == "cuda" else None,
+            max_tokens_per_micro_batch=None,  # whole steps as DPOTrainer's, and no trial of sizes among the forwards
         )
         trainer = CorrectionOptimizationTrainer(args=config, **kwargs)
     del kwargs
